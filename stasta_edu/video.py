@@ -116,7 +116,7 @@ def _declared_frames(container, stream):
     seconds = stream.duration * stream.time_base if stream.duration else (container.duration or 0) / av.time_base
     return round(float(seconds) * float(stream.average_rate or 0))
 
-# %% ../nbs/01_video.ipynb #c319e8e1
+# %% ../nbs/01_video.ipynb #a6f8347b
 @contextmanager
 def _opened(path):
     "Open with PyAV; whatever FFmpeg says becomes a `VideoReadError` that names the file."
@@ -124,6 +124,7 @@ def _opened(path):
     try:
         with av.open(str(path)) as container:
             if not container.streams.video: raise VideoReadError(f"{path}: holds no video stream")
+            if container.format.name.endswith(("_pipe", "image2")): raise VideoReadError(f"{path}: is a picture, not a video")
             yield container, container.streams.video[0]
     except av.FFmpegError as error:
         raise VideoReadError(f"{path}: is no video that can be read ({error.strerror or error})") from error
