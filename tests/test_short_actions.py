@@ -1,0 +1,278 @@
+"ShortActions: the ground truth is true, nothing but time tells the classes apart, and an export is whole or can be resumed."
+import json
+import os
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from stasta_edu import short_actions
+from stasta_edu.short_actions import FAMILIES, LONGEST, SHORTEST, SPLITS, VERSION, ShortActions, ShortTermAction, alternate
+from stasta_edu.video import probe, read_frames
+
+
+@pytest.fixture(scope="module")
+def clips():
+    "Two clips of each class with their ground truth."
+    ds = ShortActions("validation", length=24)
+    return [ds.clip(i) for i in range(24)]
+
+
+# what a data set promises
+
+def test_items():
+    ds = ShortActions("train", length=13, num_frames=5, size=48)
+    video, label = ds[12]
+    assert video.shape == (5, 3, 48, 48) and video.dtype == torch.uint8 and label == 0 and len(ds) == 13
+    assert ds.classes == [name for names in FAMILIES.values() for name in names] and len(ds.families) == 12
+    assert torch.equal(ds[-1][0], video)
+    assert ShortActions("train", transform=lambda v: v.float().mean())[0][0].ndim == 0
+    assert len(list(ShortActions("test", length=3))) == 3  # iteration ends
+    with pytest.raises(IndexError, match="clip 13"): ds[13]
+
+
+def test_the_same_clip_whatever_the_order_and_the_worker():
+    ds = ShortActions("train", length=16)
+    forward = [ds[i][0] for i in range(16)]
+    backward = [ShortActions("train", length=16)[i][0] for i in reversed(range(16))][::-1]
+    workers = torch.cat([v for v, _ in DataLoader(ds, batch_size=3, num_workers=2)])
+    assert torch.equal(torch.stack(forward), torch.stack(backward)) and torch.equal(torch.stack(forward), workers)
+    torch.manual_seed(5), np.random.seed(5)
+    assert torch.equal(ds[7][0], forward[7])  # no global state
+    assert torch.equal(ShortActions("train", length=8)[7][0], forward[7])  # nor the length
+
+
+def test_splits_and_seeds_share_no_clip():
+    first = lambda **kw: {np.asarray(ShortActions(length=36, **kw)[i][0][0]).tobytes() for i in range(36)}
+    sets = [first(split=s, seed=seed) for s in SPLITS for seed in (0, 1)]
+    assert len(set.union(*sets)) == 36 * len(sets)
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_sampled_frames_are_frames_of_the_clip(split):
+    ds = ShortActions(split, length=12, size=40)
+    for i in range(12):
+        clip = ds.clip(i)
+        assert np.array_equal(ds[i][0].permute(0, 2, 3, 1).numpy(), clip.frames[ds.frame_indices(i, len(clip.frames))])
+        assert SHORTEST <= len(clip.frames) <= LONGEST and clip.label == ds[i][1]
+
+
+@pytest.mark.parametrize("size", (32, 97, 224))
+def test_another_size_shows_the_same_scene(size):
+    small, other = ShortActions("test", size=64)[5][0], ShortActions("test", size=size)[5][0]
+    other = torch.nn.functional.interpolate(other.float(), (64, 64), mode="bilinear", antialias=True)
+    assert (small.float() - other).abs().mean() < 8
+
+
+@pytest.mark.parametrize("kw, text", [
+    (dict(split="val"), "split must be one of train, validation, test, not 'val'"),
+    (dict(family="speed"), "family must be one of all, tempo, importance, order, not 'speed'"),
+    (dict(size=31), "size must be at least 32"),
+    (dict(num_frames=SHORTEST + 1), f"the shortest clips have {SHORTEST} frames"),
+    (dict(num_frames=0), "num_frames must be 1 to"),
+    (dict(length=-1), "length must be"),
+    (dict(seed=-1), "seed must be"),
+])
+def test_wrong_arguments(kw, text):
+    with pytest.raises(ValueError, match=text): ShortActions(**kw)
+
+
+# the ground truth is true
+
+def warped(frame, displacement):
+    "`frame` sampled where each pixel goes: (H, W, 3)."
+    h, w = displacement.shape[1:]
+    y, x = np.mgrid[0:h, 0:w] + displacement[::-1]
+    grid = torch.from_numpy(np.stack([(2 * x + 1) / w - 1, (2 * y + 1) / h - 1], -1)).float()
+    image = torch.from_numpy(frame).permute(2, 0, 1).float()
+    return torch.nn.functional.grid_sample(image[None], grid[None], align_corners=False, padding_mode="border")[0].permute(1, 2, 0).numpy()
+
+
+def test_displacement_carries_each_frame_onto_the_next(clips):
+    for clip in clips:
+        errors = []
+        for t in range(len(clip.frames) - 1):
+            moving = (clip.masks[t] > 0) & ~clip.occluded[t] & (np.hypot(*clip.displacement[t]) > 0.7)
+            before = np.abs(clip.frames[t + 1].astype(float) - clip.frames[t])[moving].mean(-1)
+            after = np.abs(warped(clip.frames[t + 1], clip.displacement[t]) - clip.frames[t])[moving].mean(-1)
+            errors.append(np.stack([before, after], 1))
+        before, after = np.concatenate(errors).T
+        assert len(before) > 300 and after.mean() < 0.5 * before.mean() and np.median(after) < 6, (clip.class_name, before.mean(), after.mean())
+
+
+def test_background_moves_with_the_camera(clips):
+    for clip in clips[::5]:
+        ground = [d[:, m == 0] for d, m in zip(clip.displacement, clip.masks)]
+        assert max(np.ptp(d, axis=1).max() for d in ground) < 1e-5
+
+
+def test_occluded_pixels_are_lost(clips):
+    for clip in clips[::3]:
+        assert clip.occluded.mean() < 0.1
+        h, w = clip.masks.shape[1:]
+        for t in range(0, len(clip.occluded), 7):
+            y, x = np.mgrid[0:h, 0:w] + clip.displacement[t][::-1]
+            outside = (x < -1) | (y < -1) | (x > w) | (y > h)
+            assert clip.occluded[t][outside].all()
+
+
+def test_masks_agree_with_the_picture():
+    ds = ShortActions("validation", length=24)
+    for i in range(0, 24, 2):
+        scene, clip = ds.scene(i), ds.clip(i)
+        for number, actor in enumerate(clip.actors, 1):
+            without = replace(scene, layers=[layer for layer in scene.layers if layer.actor != actor])
+            for t in (9, 20):
+                changed = np.abs(without.draw(t).astype(int) - clip.frames[t]).max(-1)
+                mask = clip.masks[t] == number
+                if mask.sum() > 40: assert (changed[mask] > 3).mean() > 0.85, (clip.class_name, actor)
+                assert (changed[~mask] > 8).sum() <= 0.5 * mask.sum() + 40  # soft edges, and what others cover
+
+
+def test_actions_are_in_the_picture_and_as_fast_as_they_say(clips):
+    compared = 0
+    for clip in clips:
+        assert any(a.decisive for a in clip.actions)
+        for a in clip.actions:
+            assert isinstance(a, ShortTermAction) and 0 <= a.start < a.end <= len(clip.frames) and a.speed >= 0
+            assert a.actor in clip.actors
+            if clip.family == "order" or not a.decisive: continue
+            number, steps = clip.actors.index(a.actor) + 1, range(a.start, a.end - 1)
+            if min((clip.masks[t] == number).sum() for t in steps) < 60: continue  # under the hand
+            seen = [np.hypot(*clip.displacement[t][:, clip.masks[t] == number].mean(1)) for t in steps]
+            assert abs(np.mean(seen) - a.speed) < 0.12 * a.speed + 0.15, (clip.class_name, a, np.mean(seen))
+            compared += 1
+    assert compared > 10
+
+
+def test_speed_is_in_pixels():
+    small, large = (ShortActions("test", size=s).scene(3).actions for s in (64, 128))
+    assert [a.start for a in small] == [a.start for a in large]
+    assert np.allclose([2 * a.speed for a in small], [a.speed for a in large])
+
+
+# nothing but time tells the classes apart
+
+@pytest.mark.parametrize("n_moves", (1, 2, 3, 4))
+def test_as_much_time_in_each_state_however_often_it_changes(n_moves):
+    rng = np.random.default_rng(n_moves)
+    for first in (0, 1):
+        times, states, moves = alternate(rng, first, n_moves, moving=0.6)
+        s = np.interp((np.arange(20000) + 0.5) / 20000, times, states)
+        assert np.allclose([(s == 0).mean(), (s == 1).mean()], 0.2, atol=1e-3)
+        assert np.allclose(np.histogram(s[(s > 0) & (s < 1)], 10, (0, 1))[0] / 20000, 0.06, atol=1e-3)
+        assert len(moves) == n_moves and all(0 < a < b < 1 for a, b, _ in moves)
+
+
+def appearance(family, n, split="train"):
+    "What can be counted without looking at time: a row for each clip."
+    ds, rows, labels = ShortActions(split, family=family, length=n), [], []
+    for i in range(n):
+        scene = ds.scene(i)
+        grey = scene.frames(range(2, len(scene), 5)).mean(-1) / 255                           # (T, H, W)
+        thumbnails = grey.reshape(len(grey), 16, 4, 16, 4).mean((2, 4)).reshape(len(grey), -1)  # (T, 256)
+        rows.append(np.concatenate([thumbnails.mean(0), thumbnails.std(0), [len(scene) / 48, grey.mean(), grey.std()]]))
+        labels.append(ds.label(i))
+    return np.stack(rows).astype(np.float32), np.array(labels)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_linear_probe_on_appearance_stays_near_chance(family):
+    (x, y), (x_test, y_test) = appearance(family, 480), appearance(family, 240, "test")
+    mean, std = x.mean(0), x.std(0) + 1e-3
+    x, x_test = ((v - mean) / std for v in (x, x_test))
+    x, x_test = (np.concatenate([v, np.ones((len(v), 1))], 1) for v in (x, x_test))
+    best = 0
+    for ridge in (10, 100, 1000):
+        w = np.linalg.solve(x.T @ x + ridge * np.eye(x.shape[1]), x.T @ np.eye(4)[y])
+        best = max(best, ((x_test @ w).argmax(1) == y_test).mean())
+    assert best < 0.36, f"{best:.1%} where chance is 25%"  # 0.25 + 4 standard errors of 240 clips
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_class_means_agree(family):
+    x, y = appearance(family, 400)
+    x = np.concatenate([x[:, -3:], x[:, :256].reshape(-1, 4, 4, 4, 4).mean((2, 4)).reshape(-1, 16)], 1)  # length, light; a 4 x 4 mean frame
+    means = np.stack([x[y == c].mean(0) for c in range(4)])
+    error = np.stack([x[y == c].std(0) / np.sqrt((y == c).sum()) for c in range(4)])
+    z = (means - means.mean(0)) / np.maximum(error, 1e-6)
+    assert np.abs(z).max() < 4 and (z ** 2).mean() < 2, np.abs(z).max()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_acts_is_in_the_same_places(family):
+    "Where the deciding actor is, over all frames: mean, spread and the share of frames in which it is seen."
+    ds, stats, labels = ShortActions("train", family=family, length=240), [], []
+    for i in range(240):
+        scene = ds.scene(i)
+        actor = next(a.actor for a in scene.actions if a.decisive)
+        numbers = [n for n, layer in enumerate(scene.layers, 1) if layer.actor == actor]
+        at = [np.argwhere(np.isin(scene.owners(t), numbers)) for t in range(2, len(scene), 5)]
+        centres, areas = np.array([a.mean(0) for a in at if len(a)]), np.array([len(a) for a in at])
+        stats.append([*centres.mean(0), *centres.std(0), areas.mean(), areas.std(), (areas > 40).mean()])
+        labels.append(ds.label(i))
+    stats, labels = np.array(stats), np.array(labels)
+    if family == "importance": stats = np.delete(stats, [2, 3], 1)  # how far along which axis: see the notebook
+    means = np.stack([stats[labels == c].mean(0) for c in range(4)])
+    z = (means - means.mean(0)) / (stats.std(0) / np.sqrt(60) + 1e-6)
+    assert np.abs(z).max() < 4.5, z.round(1)
+
+
+# written to disk
+
+def test_export(tmp_path):
+    ds = ShortActions("test", family="order", length=6, seed=3)
+    place = ds.write_videos(tmp_path)
+    assert place == tmp_path / "test" and not (place / "unfinished.json").exists()
+    notes = json.loads((place / "annotations.json").read_text())
+    assert (notes["version"], notes["split"], notes["seed"], notes["classes"]) == (VERSION, "test", 3, ds.classes)
+    assert sorted(p.relative_to(place).as_posix() for p in place.rglob("*.mp4")) == sorted(c["path"] for c in notes["clips"])
+    assert sorted(p.name for p in place.iterdir() if p.is_dir()) == [ds.path_of(i).parent.name for i in range(4)]  # sorted = class order
+    for i, note in enumerate(notes["clips"]):
+        clip = ds.clip(i)
+        assert note["label"] == clip.label and [ShortTermAction(**a) for a in note["actions"]] == clip.actions
+        assert probe(place / note["path"]).num_frames == len(clip.frames) == note["frames"]
+        assert np.abs(read_frames(place / note["path"], range(note["frames"])).astype(int) - clip.frames).mean() < 6
+
+
+def test_an_interrupted_export_goes_on(tmp_path, monkeypatch):
+    ds, written = ShortActions("train", length=5, size=32), []
+
+    def write_three(path, *args):
+        if len(written) == 3: raise OSError(28, "No space left on device")
+        written.append(path)
+        return write_video(path, *args)
+    write_video = short_actions.write_video
+    monkeypatch.setattr(short_actions, "write_video", write_three)
+    with pytest.raises(OSError, match="No space"): ds.write_videos(tmp_path)
+    assert not (tmp_path / "train" / "annotations.json").exists()
+    before = {p: p.stat().st_mtime_ns for p in (tmp_path / "train").rglob("*.mp4")}
+    assert len(before) == 3
+    monkeypatch.setattr(short_actions, "write_video", write_video)
+    ds.write_videos(tmp_path)
+    after = {p: p.stat().st_mtime_ns for p in (tmp_path / "train").rglob("*.mp4")}
+    assert len(after) == 5 and before.items() <= after.items()
+    ds.write_videos(tmp_path)  # once more: nothing to do
+    assert after == {p: p.stat().st_mtime_ns for p in (tmp_path / "train").rglob("*.mp4")}
+
+
+def test_an_export_leaves_others_alone(tmp_path):
+    ShortActions("train", length=2, size=32).write_videos(tmp_path)
+    kept = sorted(tmp_path.rglob("*"))
+    with pytest.raises(OSError, match="another export.*seed=0 there, 1 here"): ShortActions("train", length=2, size=32, seed=1).write_videos(tmp_path)
+    assert sorted(tmp_path.rglob("*")) == kept
+    (tmp_path / "test").mkdir()
+    (tmp_path / "test" / "thesis.txt").write_text("years of work")
+    with pytest.raises(OSError, match="is not empty"): ShortActions("test", length=2, size=32).write_videos(tmp_path)
+    assert (tmp_path / "test" / "thesis.txt").read_text() == "years of work"
+
+
+def test_where_nothing_can_be_written(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match="file.*cannot be written"): ShortActions("train", length=1).write_videos(tmp_path / "file")
+    if os.name == "posix" and os.geteuid() != 0:
+        (tmp_path / "locked").mkdir(mode=0o500)
+        with pytest.raises(OSError, match="locked.*cannot be written"): ShortActions("train", length=1).write_videos(tmp_path / "locked")
+    with pytest.raises(ValueError, match="format must be 'folder'"): ShortActions("train", length=1).write_videos(tmp_path, format="something_v2")
