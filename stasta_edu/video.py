@@ -160,7 +160,7 @@ def read_frames(
     else: frames = _read_with_decord(path, indices, declared)
     return frames if size is None else _resize(frames, size)
 
-# %% ../nbs/01_video.ipynb #8f4f4315
+# %% ../nbs/01_video.ipynb #4c0e223b
 def _read_with_decord(path, indices, declared):
     try:
         reader = decord.VideoReader(str(path), num_threads=1)
@@ -171,6 +171,7 @@ def _read_with_decord(path, indices, declared):
         return reader.get_batch(indices).asnumpy()
     except (RuntimeError, decord.DECORDError) as error:
         if isinstance(error, VideoReadError): raise
+        if "from_size == to_size" in str(error): return read_in_sequence(path, indices)  # see below
         raise VideoReadError(f"{path}: decord cannot decode it ({str(error).strip().splitlines()[-1]})") from error
 
 def _resize(frames, size):

@@ -32,7 +32,7 @@ def test_random_access_gives_the_frames_asked_for(tmp_path, suffix):
     assert probe(path).num_frames == 28
 
 
-@pytest.mark.parametrize("height, width", [(48, 64), (47, 63), (33, 64)])
+@pytest.mark.parametrize("height, width", [(48, 64), (47, 63), (33, 64), (48, 48), (40, 100)])
 def test_odd_sizes_keep_their_size(tmp_path, height, width):
     path = write_video(tmp_path / "odd.mp4", bar_clip(10, height, width))
     assert read_frames(path, [0, 9]).shape == (2, height, width, 3)

@@ -1,0 +1,188 @@
+"What must hold for the model floors (05 to 10) and would be in the way in a notebook."
+from unittest import mock
+from urllib.error import URLError
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from stasta_edu.backbone import TSMResNet, temporal_shift, tsm_resnet18, tsm_tiny, tsn_tiny
+from stasta_edu.correlation import local_correlation, soft_argmax_displacement
+from stasta_edu.stasta import STASTA, stasta_tiny
+
+COMBINATIONS = [(), ("st_afs_ff",), ("dm_ta",), ("st_afs_ff", "dm_ta"), ("dm_ta", "st_afs_ff")]
+
+
+@pytest.fixture(autouse=True)
+def seed(): torch.manual_seed(0)
+
+
+def speaking(**kw):  # a model whose block is not silent any more
+    model = stasta_tiny(**{"num_classes": 5, **kw})
+    nn.init.normal_(model.stasta.project[1].weight)
+    return model
+
+
+@pytest.mark.parametrize("video, error, words", [
+    (torch.zeros(8, 3, 32, 32), ValueError, "clip[None]"),
+    (torch.zeros(1, 3, 8, 32, 32), ValueError, "(B, T, 3, H, W)"),
+    (torch.zeros(1, 7, 3, 32, 32), ValueError, "7 frames cannot be divided by alpha=2"),
+    (torch.zeros(1, 1, 3, 32, 32), ValueError, "1 frames cannot be divided by alpha=2"),
+    (torch.zeros(1, 8, 3, 32, 32, dtype=torch.uint8), TypeError, "float frames"),
+    (torch.full((1, 8, 3, 32, 32), float("nan")), ValueError, "NaN"),
+    (torch.full((1, 8, 3, 32, 32), float("inf")), ValueError, "infinite"),
+    (torch.zeros(0, 8, 3, 32, 32), ValueError, "at least one clip"),
+])
+def test_bad_videos_are_named(video, error, words):
+    with pytest.raises(error) as caught: stasta_tiny(num_classes=2).eval()(video)
+    assert words in str(caught.value)
+
+
+@pytest.mark.parametrize("arguments, words", [
+    (dict(modules=("st_afs_ff", "tam")), "unknown module 'tam'"),
+    (dict(modules=("dm_ta", "dm_ta")), "named once"),
+    (dict(after="layer5"), "after='layer5'"),
+    (dict(block="wide"), "unknown block 'wide'"),
+    (dict(fold_div=64), "fold_div=64"),
+    (dict(weights="IMAGENET1K_V1"), "the path of a .pth or .safetensors file"),
+])
+def test_bad_arguments_are_named(arguments, words):
+    with pytest.raises(ValueError) as caught: stasta_tiny(**arguments)
+    assert words in str(caught.value)
+
+
+def test_no_network_is_one_clear_error(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    with mock.patch("torchvision.models._api.load_state_dict_from_url", side_effect=URLError("no route to host")):
+        with pytest.raises(FileNotFoundError) as caught: tsm_resnet18(weights="IMAGENET1K_V1")
+    for words in ("resnet18-f37072fd.pth", "no route to host", str(tmp_path), "weights='/path/to/"): assert words in str(caught.value)
+
+
+@pytest.mark.parametrize("modules", COMBINATIONS)
+def test_one_step_of_training_reaches_every_parameter(modules):
+    model, video = speaking(modules=modules), torch.randn(4, 4, 3, 48, 48)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    F.cross_entropy(model(video), torch.arange(4)).backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+    optimizer.step()
+    # scales and biases in front of a norm or a softmax may have no effect; every weight matrix must move
+    assert not [name for name, p in model.named_parameters() if p.ndim > 1 and torch.equal(p, before[name])]
+
+
+@pytest.mark.parametrize("modules", COMBINATIONS)
+def test_a_silent_block_changes_no_bit(modules):
+    model, plain = stasta_tiny(num_classes=5, modules=modules).eval(), tsm_tiny(num_classes=5).eval()
+    plain.load_state_dict({k: v for k, v in model.state_dict().items() if not k.startswith("stasta.")})
+    video = torch.randn(2, 8, 3, 64, 64)
+    assert torch.equal(model(video), plain(video))
+
+
+def test_clips_keep_to_themselves_and_frames_do_not():
+    model, video = speaking().eval(), torch.randn(3, 8, 3, 64, 64)
+    order = torch.tensor([1, 2, 0])
+    torch.testing.assert_close(model(video[order]), model(video)[order], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(model(video[:1]), model(video)[:1], atol=1e-5, rtol=1e-5)
+    assert not torch.allclose(model(video.flip(1)), model(video), atol=1e-4)
+
+
+def test_without_shift_the_order_of_frames_is_lost():
+    model, video = tsn_tiny(num_classes=5).eval(), torch.randn(2, 8, 3, 32, 32)
+    torch.testing.assert_close(model(video[:, torch.randperm(8)]), model(video))
+
+
+@pytest.mark.parametrize("T", [2, 4, 8, 16])
+@pytest.mark.parametrize("size", [(33, 47), (64, 40)])
+def test_any_length_and_size(T, size):
+    maps = speaking().eval().maps(torch.randn(2, T, 3, *size))
+    h, w = -(-size[0] // 4), -(-size[1] // 4)
+    assert maps.logits.shape == (2, 5) and maps.logits.isfinite().all()
+    assert maps.importance.shape == (2, T) and maps.importance_map.shape == (2, T, h, w)
+    assert maps.attention.shape == (2, h, w, T, T)
+    assert maps.displacement_slow.shape == (2, T // 2, 2, h, w) and maps.displacement_fast.shape == (2, T, 2, h, w)
+    assert maps.gate.shape == (2, T, 24) and maps.stride == 4 and maps.radius == 4
+
+
+@pytest.mark.parametrize("T", [1, 3])
+def test_odd_numbers_of_frames_work_with_alpha_one(T):
+    assert speaking(alpha=1).eval()(torch.randn(2, T, 3, 32, 32)).isfinite().all()
+
+
+def test_maps_of_absent_modules_are_none():
+    maps = speaking(modules=("dm_ta",)).eval().maps(torch.randn(1, 4, 3, 32, 32))
+    assert maps.importance is None and maps.attention is None and maps.gate is not None
+
+
+def test_maps_and_forward_give_the_same_bits():
+    model, video = speaking().eval(), torch.randn(2, 8, 3, 64, 64)
+    maps = model.maps(video)
+    assert torch.equal(maps.logits, model(video))
+    torch.testing.assert_close(maps.attention.sum(-1), torch.ones(2, 16, 16, 8))
+    assert maps.displacement_fast.abs().max() <= 1 + 1e-5
+
+
+def test_saved_models_come_back_with_their_arguments(tmp_path):
+    model = speaking(modules=("dm_ta", "st_afs_ff"), radius=3, dropout=0.1, num_frames=4).eval()
+    model.save_pretrained(tmp_path)
+    again, video = STASTA.from_pretrained(tmp_path), torch.randn(1, 4, 3, 32, 32)
+    assert torch.equal(again(video), model(video))
+    assert (again.num_frames, again.stasta.order, again.stasta.tempo.radius, again.dropout.p) == (4, ("dm_ta", "st_afs_ff"), 3, 0.1)
+    with pytest.raises(ValueError, match="do not fit TSMResNet"): TSMResNet.from_pretrained(tmp_path)
+    with pytest.raises(FileNotFoundError, match="no saved model here"): STASTA.from_pretrained(tmp_path / "typo")
+
+
+def test_bfloat16_autocast_stays_close():
+    model, video = speaking().eval(), torch.randn(2, 8, 3, 64, 64)
+    with torch.autocast("cpu", dtype=torch.bfloat16): rough = model(video)
+    fine = model(video)
+    assert rough.isfinite().all() and (rough.float() - fine).abs().max() < 0.1 * fine.abs().max() + 1e-3
+    model.train()
+    with torch.autocast("cpu", dtype=torch.bfloat16): loss = F.cross_entropy(model(video), torch.arange(2))
+    loss.backward()
+    assert all(p.grad.isfinite().all() for p in model.parameters())
+
+
+def test_double_precision_and_channels_last():
+    model, video = speaking().eval(), torch.randn(1, 4, 3, 40, 40)
+    plain = model(video)
+    torch.testing.assert_close(model.to(memory_format=torch.channels_last)(video), plain, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(model.double()(video.double()).float(), plain, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("radius", [0, 1, 2])
+def test_correlation_derivatives(radius):
+    a, b = (torch.randn(1, 2, 2, 3, dtype=torch.double, requires_grad=True) for _ in "ab")
+    def f(a, b): return local_correlation(a, b, radius)
+    assert torch.autograd.gradcheck(f, (a, b)) and torch.autograd.gradgradcheck(f, (a, b))
+
+
+def test_correlation_at_the_paper_s_size_agrees_with_shifts_in_float64():
+    a, b = F.normalize(torch.randn(2, 2, 64, 28, 28), dim=2)
+    corr, padded = local_correlation(a, b, 7), F.pad(b.double(), (7,) * 4)
+    for i, j in ((0, 0), (7, 7), (3, 11), (14, 0), (14, 14)):
+        oracle = (a.double() * padded[:, :, i : i + 28, j : j + 28]).sum(1)
+        torch.testing.assert_close(corr[:, i, j].double(), oracle, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("dx, dy", [(0, 0), (7, -7), (-5, 2), (3, 6), (-7, -1)])
+def test_a_shifted_picture_gives_its_shift(dx, dy):
+    a = F.normalize(torch.randn(1, 64, 28, 30), dim=1)
+    displacement, confidence = soft_argmax_displacement(local_correlation(a, a.roll((dy, dx), (2, 3)), 7))
+    inside = 7 * displacement[0, :, 7:-7, 7:-7]
+    assert (inside - torch.tensor([dx, dy]).view(2, 1, 1)).abs().max() < 0.1
+    torch.testing.assert_close(confidence[0, 0, 7:-7, 7:-7], torch.ones(14, 16))
+
+
+def test_shift_keeps_the_memory_order():
+    x = torch.randn(8, 16, 5, 5).contiguous(memory_format=torch.channels_last).unflatten(0, (2, 4))
+    assert temporal_shift(x).stride() == x.stride()
+
+
+def test_torch_export_and_gradients_of_gradients():
+    model, video = speaking().eval(), torch.randn(1, 4, 3, 32, 32)
+    exported = torch.export.export(model, (video,)).module()
+    torch.testing.assert_close(exported(video), model(video), atol=1e-5, rtol=1e-5)
+    video.requires_grad_()
+    first = torch.autograd.grad(model(video).square().sum(), video, create_graph=True)[0]
+    assert torch.autograd.grad(first.square().sum(), model.conv1.weight)[0].isfinite().all()
