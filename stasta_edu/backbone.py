@@ -160,14 +160,10 @@ def _make_layers(self: TSMResNet, block, layers, widths, strides, fold_div):
         self.add_module(f"layer{i + 1}", _make_stage(_BLOCKS[block], layers[i], sizes[i], widths[i], strides[i], fold_div))
     self.channels = dict(zip(("layer1", "layer2", "layer3", "layer4"), sizes[1:]))
 
-# %% ../nbs/05_backbone.ipynb #55115a07
+# %% ../nbs/05_backbone.ipynb #15d9c9b7
 @patch
 def _make_head(self: TSMResNet, dropout):
     self.dropout, self.fc = nn.Dropout(dropout), nn.Linear(self.channels["layer4"], self.num_classes)
-    for m in self.modules():
-        if isinstance(m, nn.Conv2d): nn.init.kaiming_normal_(m.weight, mode="fan_out", nonlinearity="relu")
-    nn.init.normal_(self.fc.weight, std=0.001)
-    nn.init.zeros_(self.fc.bias)
 
 # %% ../nbs/05_backbone.ipynb #f3a471df
 @patch
@@ -199,8 +195,8 @@ def forward(self: TSMResNet, video: Tensor) -> Tensor:  # (B, T, 3, H, W) -> (B,
     "Logits of each clip."
     return self.classify(self.features(video), video.shape[1])
 
-# %% ../nbs/05_backbone.ipynb #4e42400b
-TINY = dict(block="basic", layers=(1, 1, 1, 1), widths=(16, 32, 64, 128), strides=(2, 1, 2, 2), stem_kernel=5, stem_pool=False, fold_div=4, dropout=0.2)
+# %% ../nbs/05_backbone.ipynb #19bde615
+TINY = dict(block="basic", layers=(1, 1, 1, 1), widths=(16, 32, 64, 128), strides=(2, 2, 2, 1), stem_kernel=5, stem_pool=False, fold_div=4, dropout=0.2)
 
 def _build(defaults, num_classes, num_frames, weights, enum, kw):
     model = TSMResNet(**{**defaults, "num_classes": num_classes, "num_frames": num_frames, **kw})
@@ -232,13 +228,13 @@ def tsn_tiny(num_classes=174, num_frames=8, weights=None, **kw) -> TSMResNet:
     "`tsm_tiny` without the shift."
     return tsm_tiny(num_classes, num_frames, weights, shift=False, **kw)
 
-# %% ../nbs/05_backbone.ipynb #75473f71
+# %% ../nbs/05_backbone.ipynb #01f2f03d
 def load_imagenet(
     model: TSMResNet,  # has torchvision's names
     weights,           # "IMAGENET1K_V1", a member of `enum`, or the path of a .pth or .safetensors file
     enum=None,         # torchvision's list of weights for this depth; None: only a file will do
 ) -> TSMResNet:        # the same model
-    "Start from weights that were trained on pictures; the classifier and the STASTA block stay as they are."
+    "Start from weights that were trained on pictures, with a classifier close to zero; the STASTA block stays as it is."
     state, own = _read_weights(weights, enum), model.state_dict()
     state = {name: w for name, w in state.items() if not name.startswith("fc.")}
     wrong = [name for name, w in state.items() if name not in own or own[name].shape != w.shape]
@@ -246,6 +242,8 @@ def load_imagenet(
     if wrong or missing:
         raise ValueError(f"{weights} does not fit this network: {len(wrong)} tensors of another name or shape {wrong[:2]}, "
                          f"{len(missing)} missing {missing[:2]}. Are they for another depth?")
+    nn.init.normal_(model.fc.weight, std=0.001)
+    nn.init.zeros_(model.fc.bias)
     model.load_state_dict(state, strict=False)
     return model
 
