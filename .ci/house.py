@@ -23,12 +23,20 @@ def notebooks(folder=root):
 
 def readme(folder=root):
     "README.md is `nbs/index.ipynb` as markdown; pictures of `nbs/images` are found from the root."
-    subprocess.run([bin_dir / "jupyter", "nbconvert", "--log-level=ERROR", "--to", "markdown", "--output-dir", folder,
-                    "--output", "README", folder / "nbs" / "index.ipynb"], check=True)
+    nb = json.loads((folder / "nbs" / "index.ipynb").read_text(encoding="utf-8"))
+    nb["cells"] = [c for c in nb["cells"] if not "".join(c["source"]).startswith("#| hide")]
+    for c in nb["cells"]:
+        if "".join(c["source"]).startswith("#| echo: false"): c["metadata"]["tags"] = ["remove-input"]
+    nb["metadata"]["language_info"] = {"name": "python"}
+    with tempfile.TemporaryDirectory() as scratch:
+        page = Path(scratch) / "index.ipynb"
+        page.write_text(json.dumps(nb), encoding="utf-8")
+        subprocess.run([bin_dir / "jupyter", "nbconvert", "--log-level=ERROR", "--to", "markdown", "--output-dir", folder, "--output", "README",
+                        "--TagRemovePreprocessor.enabled=True", "--TagRemovePreprocessor.remove_input_tags=remove-input", page], check=True)
     path = folder / "README.md"
     text = re.sub(r"\]\((images/[^)]+)\)", r"](nbs/\1)", path.read_text(encoding="utf-8"))
     text = re.sub(r"\]\(((?:\d\d_\w+|index)\.ipynb)\)", r"](nbs/\1)", text)
-    path.write_text(text.strip() + "\n", encoding="utf-8")
+    path.write_text(re.sub(r"\n{3,}", "\n\n", text).strip() + "\n", encoding="utf-8")
 
 
 def exports():

@@ -20,7 +20,7 @@ from torchmetrics.functional.classification import multiclass_accuracy, multicla
 
 from .core import patch, written_whole
 
-# %% ../nbs/13_evaluation.ipynb #90e1c7a3
+# %% ../nbs/13_evaluation.ipynb #1e2ca40b
 @dataclass
 class Evaluation:
     "What a model said about each clip of a test set, and what follows from it."
@@ -40,8 +40,7 @@ class Evaluation:
         return multiclass_confusion_matrix(self.logits.argmax(1), self.labels, len(self.classes))
 
     @property
-    def chance(self) -> float:       # accuracy of always answering the most frequent class
-        return self.labels.bincount(minlength=len(self.classes)).max().item() / len(self.labels)
+    def chance(self) -> float: return self.labels.bincount().max().item() / len(self.labels)  # always the most frequent class
 
 # %% ../nbs/13_evaluation.ipynb #57d1f362
 @patch
@@ -57,7 +56,7 @@ def interval(self: Evaluation,
     low, high = np.quantile(right[draws].mean(1), [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
 
-# %% ../nbs/13_evaluation.ipynb #a01e2016
+# %% ../nbs/13_evaluation.ipynb #0c13a78a
 @patch
 def most_confused(self: Evaluation,
     n: int = 5,       # pairs
@@ -68,6 +67,7 @@ def most_confused(self: Evaluation,
     pairs = [divmod(i, len(self.classes)) for i in order]
     return [(self.classes[i], self.classes[j], off[i, j].item()) for i, j in pairs if off[i, j] > 0]
 
+# %% ../nbs/13_evaluation.ipynb #8eb541f7
 @patch
 def plot_confusion(self: Evaluation, title=""):  # -> plotly Figure
     "The confusion matrix as shares of each row, with counts on hover."
@@ -98,7 +98,7 @@ def evaluate(
     if len(classes) != logits.shape[1]: raise ValueError(f"{len(classes)} class names for a model with {logits.shape[1]} classes")
     return Evaluation(logits, labels, classes)
 
-# %% ../nbs/13_evaluation.ipynb #c64492f5
+# %% ../nbs/13_evaluation.ipynb #f9f0c72a
 @patch
 def summary(self: Evaluation) -> dict:  # plain numbers, for JSON
     "Accuracy, interval, confusion."
@@ -111,6 +111,7 @@ def to_json(self: Evaluation, path: str | os.PathLike) -> Path:
     with written_whole(path) as part: part.write_text(json.dumps(self.summary(), indent=1))
     return Path(path)
 
+# %% ../nbs/13_evaluation.ipynb #41bf4280
 @patch
 def _repr_html_(self: Evaluation): return comparison_table({"model": self})
 

@@ -25,7 +25,7 @@ from tqdm.auto import tqdm
 
 from .core import patch, written_whole
 
-# %% ../nbs/12_training.ipynb #bb1107ca
+# %% ../nbs/12_training.ipynb #5b1c5005
 @dataclass(frozen=True)
 class Recipe:
     "How to train. The defaults are the paper's (Sec. IV-B), with TSM's strategy where the paper only names it."
@@ -43,15 +43,21 @@ class Recipe:
     channels_last: bool = False                   # memory order (B, H, W, C): the same numbers, faster convolutions
     seed: int = 0                                 # of weights' order, shuffling and augmentation
 
-    def __post_init__(self):
-        for name, allowed in dict(optimizer=("sgd", "adamw"), schedule=("steps", "one_cycle"), mixed_precision=("no", "bf16", "fp16")).items():
-            if getattr(self, name) not in allowed: raise ValueError(f"Recipe: {name} must be one of {allowed}, not {getattr(self, name)!r}")
+    def __post_init__(self): self.check()
 
-    @classmethod
-    def short_actions(cls, **changes):  # any field
-        "From scratch on ShortActions, in minutes on a CPU: AdamW with one cycle of the learning rate."
-        return replace(cls(epochs=16, optimizer="adamw", lr=4e-3, weight_decay=0.05, schedule="one_cycle", head_lr=1.0,
-                           channels_last=True), **changes)
+# %% ../nbs/12_training.ipynb #eadaf11b
+@patch
+def check(self: Recipe):
+    "`ValueError` for a choice that does not exist."
+    for name, allowed in dict(optimizer=("sgd", "adamw"), schedule=("steps", "one_cycle"), mixed_precision=("no", "bf16", "fp16")).items():
+        if getattr(self, name) not in allowed: raise ValueError(f"Recipe: {name} must be one of {allowed}, not {getattr(self, name)!r}")
+
+def _short_actions(cls, **changes):  # any field
+    "From scratch on ShortActions, in minutes on a CPU: AdamW with one cycle of the learning rate."
+    return replace(cls(epochs=16, optimizer="adamw", lr=4e-3, weight_decay=0.05, schedule="one_cycle", head_lr=1.0,
+                       channels_last=True), **changes)
+
+Recipe.short_actions = classmethod(_short_actions)
 
 # %% ../nbs/12_training.ipynb #be7beeb5
 def parameter_groups(
@@ -88,7 +94,7 @@ class DataLoaders:
         options = dict(batch_size=batch_size, num_workers=num_workers, pin_memory=torch.cuda.is_available())
         return cls(DataLoader(train, shuffle=True, generator=generator, **options), DataLoader(valid, **options))
 
-# %% ../nbs/12_training.ipynb #82c32552
+# %% ../nbs/12_training.ipynb #1d9ae55e
 class Learner:
     "Trains `model` on `dls` by a `Recipe`. Reads like the loop that it is: `fit` -> `train_epoch` -> `train_step`."
     def __init__(
@@ -102,16 +108,19 @@ class Learner:
     ):
         self.accelerator = Accelerator(cpu=device == "cpu", mixed_precision=recipe.mixed_precision)
         self.dls, self.recipe, self.callbacks, self.progress = dls, recipe, list(callbacks), progress
-        self.device = self.accelerator.device
-        self.model = model.to(self.device)
-        if recipe.channels_last:
-            for m in model.modules():
-                if isinstance(m, nn.Conv2d): m.to(memory_format=torch.channels_last)
+        self.device, self.model = self.accelerator.device, model.to(self.accelerator.device)
+        for m in model.modules():
+            if recipe.channels_last and isinstance(m, nn.Conv2d): m.to(memory_format=torch.channels_last)
         self.losses: list[float] = []   # one for each step
         self.history: list[dict] = []   # one for each epoch
 
-    def __call__(self, event):
-        for callback in self.callbacks: getattr(callback, event, lambda learn: None)(self)
+# %% ../nbs/12_training.ipynb #510029da
+@patch
+def __call__(self: Learner,
+    event: str,   # name of a callback's method
+):
+    "Tell each callback that wants to know."
+    for callback in self.callbacks: getattr(callback, event, lambda learn: None)(self)
 
 # %% ../nbs/12_training.ipynb #b3903846
 @patch
@@ -188,7 +197,7 @@ def prepare(self: Learner,
     self.prepared, self.optimizer, self.train_batches, self.schedule = self.accelerator.prepare(
         self.model, optimizer, self.dls.train, schedule)
 
-# %% ../nbs/12_training.ipynb #ba5e4a59
+# %% ../nbs/12_training.ipynb #297f5060
 @patch
 def fit(self: Learner,
     epochs: int | None = None,     # the recipe's by default
@@ -197,8 +206,7 @@ def fit(self: Learner,
     "Train, validate after each epoch, and keep `losses` (per step) and `history` (per epoch)."
     set_seed(self.recipe.seed)
     epochs = epochs or self.recipe.epochs
-    total = min(epochs * len(self.dls.train), max_steps or math.inf)
-    self.prepare(total)
+    self.prepare(total := min(epochs * len(self.dls.train), max_steps or math.inf))
     self("before_fit")
     with tqdm(total=total, desc="training", unit="step", disable=not self.progress) as bar:
         while len(self.losses) < total:
@@ -226,7 +234,7 @@ def plot_history(self: Learner):  # -> plotly Figure
                       legend=dict(orientation="h", y=1.12, x=0))
     return fig
 
-# %% ../nbs/12_training.ipynb #61f8ed55
+# %% ../nbs/12_training.ipynb #36f495e5
 @patch
 def save(self: Learner,
     path: str | os.PathLike,   # a .safetensors file
@@ -241,6 +249,7 @@ def save(self: Learner,
     with written_whole(path.with_suffix(".json")) as part: part.write_text(json.dumps(record, indent=1))
     return path
 
+# %% ../nbs/12_training.ipynb #3bb58bc4
 @patch
 def load(self: Learner,
     path: str | os.PathLike,   # a .safetensors file

@@ -104,7 +104,7 @@ def _declared_frames(container, stream):
     seconds = stream.duration * stream.time_base if stream.duration else (container.duration or 0) / av.time_base
     return round(float(seconds) * float(stream.average_rate or 0))
 
-# %% ../nbs/01_video.ipynb #a6f8347b
+# %% ../nbs/01_video.ipynb #73834bec
 @contextmanager
 def _opened(path):
     "Open with PyAV; whatever FFmpeg says becomes a `VideoReadError` that names the file."
@@ -117,6 +117,7 @@ def _opened(path):
     except av.FFmpegError as error:
         raise VideoReadError(f"{path}: is no video that can be read ({error.strerror or error})") from error
 
+# %% ../nbs/01_video.ipynb #f9d4bdc2
 def probe(
     path: str | os.PathLike,  # a video file
 ) -> VideoInfo:               # size, frame rate, frame counts, codec
