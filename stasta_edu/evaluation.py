@@ -20,7 +20,7 @@ from torchmetrics.functional.classification import multiclass_accuracy, multicla
 
 from .core import patch, written_whole
 
-# %% ../nbs/13_evaluation.ipynb #1e2ca40b
+# %% ../nbs/13_evaluation.ipynb #bd02471f
 @dataclass
 class Evaluation:
     "What a model said about each clip of a test set, and what follows from it."
@@ -32,8 +32,7 @@ class Evaluation:
         k: int = 1,       # the truth among the k highest scores counts as right
     ) -> float:           # share of clips
         "Top-k accuracy over clips."
-        k = min(k, len(self.classes))
-        return multiclass_accuracy(self.logits, self.labels, len(self.classes), top_k=k, average="micro").item()
+        return multiclass_accuracy(self.logits, self.labels, len(self.classes), top_k=min(k, len(self.classes)), average="micro").item()
 
     @property
     def confusion(self) -> Tensor:   # (classes, classes) counts; row: truth, column: answer

@@ -197,7 +197,7 @@ def prepare(self: Learner,
     self.prepared, self.optimizer, self.train_batches, self.schedule = self.accelerator.prepare(
         self.model, optimizer, self.dls.train, schedule)
 
-# %% ../nbs/12_training.ipynb #297f5060
+# %% ../nbs/12_training.ipynb #fad9e558
 @patch
 def fit(self: Learner,
     epochs: int | None = None,     # the recipe's by default
@@ -205,8 +205,7 @@ def fit(self: Learner,
 ) -> "Learner":                    # itself, so that calls can be chained
     "Train, validate after each epoch, and keep `losses` (per step) and `history` (per epoch)."
     set_seed(self.recipe.seed)
-    epochs = epochs or self.recipe.epochs
-    self.prepare(total := min(epochs * len(self.dls.train), max_steps or math.inf))
+    self.prepare(total := min((epochs or self.recipe.epochs) * len(self.dls.train), max_steps or math.inf))
     self("before_fit")
     with tqdm(total=total, desc="training", unit="step", disable=not self.progress) as bar:
         while len(self.losses) < total:
