@@ -96,12 +96,12 @@ def test_without_shift_the_order_of_frames_is_lost():
 @pytest.mark.parametrize("size", [(33, 47), (64, 40)])
 def test_any_length_and_size(T, size):
     maps = speaking().eval().maps(torch.randn(2, T, 3, *size))
-    h, w = -(-size[0] // 4), -(-size[1] // 4)
+    h, w = -(-size[0] // 8), -(-size[1] // 8)
     assert maps.logits.shape == (2, 5) and maps.logits.isfinite().all()
     assert maps.importance.shape == (2, T) and maps.importance_map.shape == (2, T, h, w)
     assert maps.attention.shape == (2, h, w, T, T)
     assert maps.displacement_slow.shape == (2, T // 2, 2, h, w) and maps.displacement_fast.shape == (2, T, 2, h, w)
-    assert maps.gate.shape == (2, T, 24) and maps.stride == 4 and maps.radius == 4
+    assert maps.gate.shape == (2, T, 24) and maps.stride == 8 and maps.radius == 4
 
 
 @pytest.mark.parametrize("T", [1, 3])
