@@ -1,4 +1,5 @@
 "What must hold for the model floors (05 to 10) and would be in the way in a notebook."
+import copy
 from unittest import mock
 from urllib.error import URLError
 
@@ -6,10 +7,12 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torchvision.models import resnet18
+from torchvision.models.video import r2plus1d_18, r3d_18
 
 from stasta_edu.backbone import TSMResNet, temporal_shift, tsm_resnet18, tsm_tiny, tsn_tiny
 from stasta_edu.correlation import local_correlation, soft_argmax_displacement
-from stasta_edu.stasta import STASTA, stasta_tiny
+from stasta_edu.stasta import STASTA, inner_maps, plug_in, stasta_tiny
 
 COMBINATIONS = [(), ("st_afs_ff",), ("dm_ta",), ("st_afs_ff", "dm_ta"), ("dm_ta", "st_afs_ff")]
 
@@ -186,3 +189,60 @@ def test_torch_export_and_gradients_of_gradients():
     video.requires_grad_()
     first = torch.autograd.grad(model(video).square().sum(), video, create_graph=True)[0]
     assert torch.autograd.grad(first.square().sum(), model.conv1.weight)[0].isfinite().all()
+
+
+@pytest.mark.parametrize("build, clips", [
+    (resnet18, torch.randn(2 * 4, 3, 64, 64, generator=torch.Generator().manual_seed(0))),
+    (r3d_18, torch.randn(2, 3, 4, 48, 48, generator=torch.Generator().manual_seed(0))),
+    (r2plus1d_18, torch.randn(2, 3, 4, 48, 48, generator=torch.Generator().manual_seed(0))),
+])
+@pytest.mark.parametrize("modules", [(), ("dm_ta", "st_afs_ff")])
+def test_plugged_into_networks_of_others(build, clips, modules):
+    plain = build(num_classes=3)
+    plain.fc.requires_grad_(False)
+    before = {name: (p.clone(), p.requires_grad) for name, p in plain.named_parameters()}
+    net = plug_in(plain.eval(), "layer1", num_frames=4, modules=modules, fast_channels=8, slow_channels=16, radius=3)
+    assert torch.equal(net(clips), plain(clips)) and not net.training and not net.fc.weight.requires_grad
+    assert not hasattr(plain.layer1, "stasta") and all(torch.equal(p, before[n][0]) for n, p in plain.named_parameters())
+    missing, unexpected = net.load_state_dict(plain.state_dict(), strict=False)
+    assert not unexpected and all(name.startswith("layer1.stasta.") for name in missing)
+    nn.init.normal_(net.layer1.stasta.block.project[1].weight)
+    assert not torch.equal(net(clips), plain(clips))
+    again = copy.deepcopy(net)  # the copy has a block of its own
+    nn.init.zeros_(again.layer1.stasta.block.project[1].weight)
+    assert torch.equal(again(clips), plain(clips)) and not torch.equal(net(clips), plain(clips))
+    net.train()(clips).square().sum().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for n, p in net.named_parameters() if p.requires_grad)
+
+
+@pytest.mark.parametrize("model, arguments, words", [
+    (lambda: resnet18(), dict(after="layer5"), "no layer 'layer5': choose one of layer1, layer2"),
+    (lambda: resnet18(), dict(after="conv1"), "is a Conv2d, and only an nn.Sequential"),
+    (lambda: r3d_18(), dict(after="layer4"), "of 8 frames 1 are left behind layer4"),
+    (lambda: resnet18(), dict(num_frames=7), "not a multiple of alpha=2"),
+    (lambda: resnet18(), dict(modules=("tam",)), "unknown module 'tam'"),
+    (lambda: nn.Sequential(nn.Sequential(nn.Linear(3, 3))), dict(after="0"), "no convolution"),
+    (lambda: tsm_tiny(), {}, "build it with the block"),
+])
+def test_networks_that_cannot_take_the_block_are_named(model, arguments, words):
+    with pytest.raises(ValueError) as caught: plug_in(model(), **arguments)
+    assert words in str(caught.value)
+
+
+def test_inner_maps_of_a_plugged_in_block():
+    net, pictures = plug_in(resnet18(num_classes=2), "layer3", num_frames=4, fast_channels=8, slow_channels=16).eval(), torch.randn(8, 3, 64, 64)
+    with inner_maps(net) as seen: net(pictures)
+    assert seen["attention"].shape == (2, 4, 4, 4, 4) and seen["displacement_slow"].shape == (2, 2, 2, 4, 4)
+    seen.clear()
+    net(pictures)
+    assert not seen  # closed
+    with pytest.raises(ValueError, match="found 0; plug_in puts one there"):
+        with inner_maps(resnet18()): pass
+
+
+def test_compiled_in_one_graph_forward_and_backward():
+    model, video = speaking(dropout=0.).train(), torch.randn(1, 4, 3, 32, 32)
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(video), model(video), atol=1e-5, rtol=1e-5)
+    grads = [torch.autograd.grad(m(video).square().sum(), model.conv1.weight)[0] for m in (compiled, model)]
+    torch.testing.assert_close(*grads, atol=1e-5, rtol=1e-4)
