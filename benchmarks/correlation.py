@@ -33,10 +33,16 @@ def seconds(f, a, b, radius, repeats):
     return best
 
 
-def largest_buffer(f, a, b, radius):  # bytes of the largest single allocation in a forward pass, over the size of the result
+def extra_memory(f, a, b, radius, backward):  # most bytes alive at once beside inputs and result, over the size of the result
     with torch.profiler.profile(profile_memory=True, activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
-        with torch.no_grad(): result = f(a, b, radius)
-    return max(e.self_cpu_memory_usage for e in profiler.events()) / (result.numel() * result.element_size())
+        result = f(a, b, radius)
+        if backward: result.backward(torch.ones_like(result))
+    changes = sorted((e.start_ns(), e.nbytes()) for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]")
+    alive, most = 0, 0
+    for _, change in changes: most = max(most, alive := alive + change)
+    size = result.numel() * result.element_size()
+    given = 2 * size + 2 * a.numel() * a.element_size() if backward else size  # backward: its own gradient, and those of a and b, are results too
+    return (most - given) / size
 
 
 if __name__ == "__main__":
@@ -49,6 +55,7 @@ if __name__ == "__main__":
     a, b = (torch.randn(7, 64, 28, 28).to(memory_format=torch.channels_last).requires_grad_() for _ in "ab")
     ways = {"loop over shifts": shifts, "all pairs": all_pairs, "row products, autograd": _correlation_steps, "local_correlation": local_correlation}
     times = {name: seconds(f, a, b, 7, options.repeats) for name, f in ways.items()}
-    print(f"torch {torch.__version__}, {options.threads} thread(s), {platform.processor() or platform.machine()}")
+    print(f"torch {torch.__version__}, {options.threads} thread(s), {platform.processor() or platform.machine()}; memory beside inputs and results, over the size of the result")
     for name, t in times.items():
-        print(f"{name:24s} {1000 * t:7.0f} ms   x {t / times['local_correlation']:5.1f}   largest buffer {largest_buffer(ways[name], a, b, 7):4.1f} x result")
+        with torch.no_grad(): forward = extra_memory(ways[name], a, b, 7, False)
+        print(f"{name:24s} {1000 * t:7.0f} ms   x {t / times['local_correlation']:5.1f}   memory: forward {forward:4.1f}, with backward {extra_memory(ways[name], a, b, 7, True):4.1f}")

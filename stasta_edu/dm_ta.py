@@ -86,7 +86,7 @@ def forward(self: TemporalAttention,
     keep(maps, "gate", lambda: gate)
     return m * gate[..., None, None]
 
-# %% ../nbs/09_dm_ta.ipynb #3ac6ea43
+# %% ../nbs/09_dm_ta.ipynb #6fc45711
 class DMTA(nn.Module):
     "Displacement map, then temporal attention, added to the fast features."
     def __init__(self, fast_channels: int = 192,  # Cf
@@ -94,9 +94,10 @@ class DMTA(nn.Module):
         corr_channels: int = 64,                  # Cr, channels that are compared
         radius: int = 7,                          # largest displacement, in feature-map pixels
         motion_channels: tuple = (16, 32, 64),    # behind the first three blocks
+        temperature: float = 100.,                # of the softmax over the window
     ):
         super().__init__()
-        self.displacement = DisplacementMap(fast_channels, slow_channels, corr_channels, radius)
+        self.displacement = DisplacementMap(fast_channels, slow_channels, corr_channels, radius, temperature)
         self.attention = TemporalAttention(fast_channels, motion_channels)
 
     def forward(self, fast: Tensor,  # (B, T, Cf, H, W)

@@ -34,7 +34,7 @@ def _checked(modules):
     if len(set(modules)) < len(modules): raise ValueError(f"each module can be named once, got {modules}")
     return modules
 
-# %% ../nbs/10_stasta.ipynb #09d313a1
+# %% ../nbs/10_stasta.ipynb #0bb3a997
 class STASTABlock(nn.Module):
     "Tempo features, the modules in the order asked for, and the way back to the backbone (Fig. 2)."
     def __init__(self, channels: int,             # C of the map behind which it stands
@@ -45,12 +45,13 @@ class STASTABlock(nn.Module):
         radius: int = 7,                          # largest displacement, in feature-map pixels
         alpha: int = 2,                           # frames from one slow frame to the next
         motion_channels: tuple = (16, 32, 64),    # inside DM-TA
+        temperature: float = 100.,                # of the softmax that finds the displacement
     ):
         super().__init__()
         self.order = _checked(modules)
         self.tempo = TempoEncoder(channels, fast_channels, slow_channels if self.order else 0, corr_channels, radius, alpha)
         if "st_afs_ff" in self.order: self.st_afs_ff = STAFSFF(fast_channels, slow_channels)
-        if "dm_ta" in self.order: self.dm_ta = DMTA(fast_channels, slow_channels, corr_channels, radius, motion_channels)
+        if "dm_ta" in self.order: self.dm_ta = DMTA(fast_channels, slow_channels, corr_channels, radius, motion_channels, temperature)
         self.project = conv_norm(fast_channels, channels)
         nn.init.zeros_(self.project[1].weight)    # at the start the block adds nothing
 
@@ -65,9 +66,12 @@ def forward(self: STASTABlock,
     for name in self.order: fast = getattr(self, name)(fast, slow, maps)   # (B, T, Cf, H, W)
     return x + per_frame(self.project, fast)
 
-# %% ../nbs/10_stasta.ipynb #376ded62
+# %% ../nbs/10_stasta.ipynb #e4cd2534
 class STASTA(TSMResNet):
-    "TSM-ResNet with the STASTA block behind one of its layers; takes (B, T, 3, H, W), T a multiple of `alpha`."
+    """TSM-ResNet with the STASTA block behind one of its layers; takes (B, T, 3, H, W), T a multiple of `alpha`.
+
+    Runs under `torch.compile` (one graph), `torch.export`, channels_last, bfloat16 autocast (the correlation stays in float32)
+    and with second derivatives. `torch.func.vmap` over it does not work: the correlation has no rule for that."""
     def __init__(self, modules: tuple = ("st_afs_ff", "dm_ta"),  # any subset, in either order
         after: str = "layer2",                    # layer behind which the block stands
         fast_channels: int = 192,                 # Cf
@@ -76,13 +80,16 @@ class STASTA(TSMResNet):
         radius: int = 7,                          # largest displacement, in feature-map pixels
         alpha: int = 2,                           # frames from one slow frame to the next
         motion_channels: tuple = (16, 32, 64),    # inside DM-TA
+        temperature: float = 100.,                # of the softmax that finds the displacement
         **backbone,                               # arguments of `TSMResNet`: num_classes, num_frames, block, dropout, ...
     ):
         super().__init__(**backbone)
         if after not in self.channels: raise ValueError(f"after={after!r}: choose one of {', '.join(self.channels)}")
         self.after, self.stride = after, _stride(after, **backbone)
-        self.stasta = STASTABlock(self.channels[after], modules, fast_channels, slow_channels, corr_channels, radius, alpha, motion_channels)
+        widths = fast_channels, slow_channels, corr_channels
+        self.stasta = STASTABlock(self.channels[after], modules, *widths, radius, alpha, motion_channels, temperature)
 
+# %% ../nbs/10_stasta.ipynb #a1220d96
 def _stride(after, stem_pool=True, strides=(1, 2, 2, 2), **_):  # input pixels per pixel of the map
     return (4 if stem_pool else 2) * math.prod(strides[: int(after[-1])])
 
