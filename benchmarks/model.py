@@ -1,7 +1,7 @@
 """Time of STASTA-ResNet-50 against TSM-ResNet-50, as ratios in one run: python benchmarks/model.py [--threads 2] [--out benchmarks/results/model.json]
 
 One clip of 8 x 224 x 224 (on a GPU --clips, bfloat16), forward (eval, no gradient) and forward + backward (training). The networks take
-turns, so that both meet the same machine; the ratio is that of the medians, and the quartiles of the ratios of neighbouring turns say how steady it was."""
+turns, so that both meet the same machine; the ratio is the median over pairs of neighbouring turns, and its quartiles say how steady it was."""
 import argparse
 import json
 import platform
@@ -44,7 +44,7 @@ def compare(models, step, video, turns, device):
             for model, kept in zip(models, times): kept.append(timed(lambda: step(model, video), device))
     ratios = sorted(b / a for a, b in zip(*times))
     return dict(tsm_ms=1000 * statistics.median(times[0]), stasta_ms=1000 * statistics.median(times[1]),
-                ratio=statistics.median(times[1]) / statistics.median(times[0]), quartiles=[ratios[len(ratios) // 4], ratios[(3 * len(ratios)) // 4]])
+                ratio=statistics.median(ratios), quartiles=[ratios[len(ratios) // 4], ratios[(3 * len(ratios)) // 4]])
 
 
 if __name__ == "__main__":
