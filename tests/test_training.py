@@ -1,12 +1,25 @@
-"What must not happen in training: a silent NaN, a half-written checkpoint, weights of another model, clips left out."
+"What must not happen in training: a silent NaN, a half-written checkpoint, weights of another model, clips left out, a run that goes on differently."
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+from importlib.metadata import version
+
+import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 from stasta_edu.backbone import tsn_tiny
 from stasta_edu.evaluation import evaluate
-from stasta_edu.training import DataLoaders, Learner, Recipe, parameter_groups
+from stasta_edu.training import DataLoaders, EpochSampler, Learner, Recipe, Repeatable, parameter_groups
 
 
 class Tiny(nn.Module):
@@ -31,10 +44,10 @@ def learner(dls=None, **changes):
     return Learner(Tiny(), dls or loaders(), Recipe.short_actions(**{"epochs": 2, "batch_size": 8, **changes}), device="cpu", progress=False)
 
 
-def test_nan_stops_the_run_and_says_where():
+def test_nan_stops_the_run_and_names_the_items():
     dls = loaders()
-    dls.train.dataset.tensors[0][5] = float("nan")
-    with pytest.raises(FloatingPointError, match=r"loss is nan at step [012]"):
+    dls.train.dataset.dataset.tensors[0][5] = float("nan")
+    with pytest.raises(FloatingPointError, match=r"loss is nan at step [123] \(epoch 1\); the batch's items: .*\b5\b.*; the frames of \[5\] are not finite"):
         learner(dls).fit()
 
 
@@ -51,6 +64,7 @@ def test_learning_rate_follows_the_recipe():
     learn.callbacks.append(type("Rate", (), dict(after_epoch=lambda _, l: rates.append(l.optimizer.param_groups[0]["lr"])))())
     learn.fit()
     start = parameter_groups(Tiny(), recipe)[0]["lr"]
+    assert learn.optimizer.param_groups[0]["name"] == "norm"
     assert rates == pytest.approx([start * 0.1 ** k for k in (1, 2, 3, 3)])
 
 
@@ -102,3 +116,208 @@ def test_validation_agrees_with_evaluation():
 def test_unknown_choices_are_named(field, value):
     with pytest.raises(ValueError, match=f"{field} must be one of .*{value}"):
         Recipe(**{field: value})
+
+
+class Noisy(torch.utils.data.Dataset):
+    "Clips with all kinds of chance in them."
+    def __len__(self): return 22
+    def __getitem__(self, i):
+        noise = torch.randn(2, 3, 4, 4) + np.random.rand() + random.random()
+        return i + 0.1 * noise, i % 3
+
+
+class Dropping(Tiny):
+    "Draws random numbers in training."
+    def forward(self, video): return super().forward(F.dropout(video, 0.3, self.training))
+
+
+def noisy_learner(run=None, workers=0, **changes):
+    torch.manual_seed(0)
+    dls = DataLoaders.from_datasets(Noisy(), loaders().valid.dataset, 4, num_workers=workers)
+    return Learner(Dropping(), dls, Recipe.short_actions(**{"epochs": 3, "batch_size": 4, **changes}), run=run, device="cpu", progress=False)
+
+
+def test_losses_do_not_depend_on_workers_or_what_was_drawn_before():
+    first = noisy_learner().fit().losses
+    torch.rand(7), np.random.rand(3), random.random()
+    assert noisy_learner(workers=2).fit().losses == first
+    assert noisy_learner(seed=1).fit().losses != first
+
+
+def log(run): return [json.loads(line) for line in (run / "log.jsonl").open()]
+
+
+@pytest.mark.parametrize("recipe", [dict(), dict(optimizer="sgd", schedule="steps", milestones=(1, 2)), dict(micro_batch=2, mixed_precision="bf16")])
+@pytest.mark.parametrize("step", [1, 5, 6, 7, 17])
+def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(tmp_path, step, recipe):
+    whole = noisy_learner(tmp_path / "whole", **recipe).fit()
+
+    class Stop:
+        def after_step(self, learn):
+            if learn.step == step: raise SystemError("stop")
+    broken = noisy_learner(tmp_path / "broken", **recipe)
+    broken.run.every, broken.callbacks = 2, [Stop(), *broken.callbacks]
+    with pytest.raises(SystemError): broken.fit()
+    again = noisy_learner(tmp_path / "broken", **recipe).fit(resume=True)
+    assert again.losses == whole.losses
+    assert all(torch.equal(v, again.model.state_dict()[k]) for k, v in whole.model.state_dict().items())
+    assert [{k: v for k, v in e.items() if k != "clips_per_second"} for e in again.history] == [
+        {k: v for k, v in e.items() if k != "clips_per_second"} for e in whole.history]
+    assert [line["loss"] for line in log(tmp_path / "broken")] == whole.losses
+    assert [line["step"] for line in log(tmp_path / "broken")] == list(range(1, 19))
+    assert len(list((tmp_path / "broken" / "state").iterdir())) == 2
+
+
+SCRIPT = """
+import os, signal, sys, time
+sys.path.insert(0, {tests!r})
+import torch
+from test_training import noisy_learner
+whole_save = torch.save
+def save(state, path):
+    if state["step"] == {cut}:
+        path.write_bytes(b"half")
+        os.kill(os.getpid(), signal.SIGKILL)
+    whole_save(state, path)
+torch.save = save
+learn = noisy_learner({run!r}, epochs=40)
+learn.run.every = 1
+class Slow:
+    def after_step(self, learn): print(learn.step, flush=True); time.sleep({sleep})
+learn.callbacks.append(Slow())
+learn.fit(resume=True)
+print("done", flush=True)
+"""
+
+
+def start(run, sleep=0.0, cut=None):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+    script = SCRIPT.format(tests=os.path.dirname(__file__), run=str(run), sleep=sleep, cut=cut)
+    return subprocess.Popen([sys.executable, "-c", script], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def until_step(process, step):
+    for line in process.stdout:
+        if line.strip() == "done" or int(line) >= step: return
+
+
+def test_killed_at_any_moment_it_goes_on_with_the_same_losses(tmp_path):
+    whole = noisy_learner(epochs=40).fit().losses
+    moments = random.Random(0)
+    for step, cut in ((3, None), (60, 60), (170, None)):  # between steps, in the middle of writing a state, wherever it happens to be
+        process = start(tmp_path / "run", cut=cut)
+        until_step(process, step)
+        time.sleep(moments.random() * 0.01)
+        process.kill()
+        process.communicate()
+        assert process.returncode == -signal.SIGKILL
+    process = start(tmp_path / "run")
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0 and out.endswith("done\n"), err
+    assert [line["loss"] for line in log(tmp_path / "run")] == whole
+    assert len(whole) == 240 and not [p for p in (tmp_path / "run").rglob("*.part*")]
+
+
+def test_ctrl_c_saves_and_stops(tmp_path):
+    process = start(tmp_path / "run", sleep=0.05)
+    until_step(process, 8)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err
+    steps = len(log(tmp_path / "run"))
+    assert 8 <= steps < 240
+    state = torch.load(sorted((tmp_path / "run" / "state").iterdir())[-1], weights_only=True)
+    assert state["step"] == steps
+
+
+def test_half_written_lines_and_damaged_states_do_not_matter(tmp_path):
+    whole = noisy_learner(tmp_path / "whole").fit()
+    learn = noisy_learner(tmp_path / "run")
+    learn.run.every = 4
+    learn.callbacks.insert(0, type("Stop", (), dict(after_step=lambda _, l: setattr(l, "stopping", l.step == 10)))())
+    learn.fit()
+    with (tmp_path / "run" / "log.jsonl").open("a") as f: f.write('{"step": 11, "lo')
+    sorted((tmp_path / "run" / "state").iterdir())[-1].write_bytes(b"damaged")
+    assert noisy_learner(tmp_path / "run").fit(resume=True).losses == whole.losses
+    assert [line["loss"] for line in log(tmp_path / "run")] == whole.losses
+
+
+def test_states_run_no_code(tmp_path):
+    class Evil:
+        def __reduce__(self): return os.system, ("touch " + str(tmp_path / "ran"),)
+    learn = noisy_learner(tmp_path / "run").fit()
+    for path in learn.run.states: torch.save(dict(step=Evil()), path)
+    with pytest.raises(ValueError, match="no training state can be read"): noisy_learner(tmp_path / "run").fit(resume=True)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_run_is_not_written_over_and_not_mixed(tmp_path):
+    noisy_learner(tmp_path / "run").fit()
+    with pytest.raises(FileExistsError, match="resume=True"): noisy_learner(tmp_path / "run").fit()
+    with pytest.raises(ValueError, match="weight_decay was 0.05 and is 0.1"): noisy_learner(tmp_path / "run", weight_decay=0.1).fit(resume=True)
+
+
+def test_best_weights_and_records(tmp_path):
+    from safetensors.torch import load_file
+    learn = noisy_learner(tmp_path / "run").fit()
+    best = max(range(3), key=lambda e: (learn.history[e]["top1"], -e))
+    assert json.loads((tmp_path / "run/best/record.json").read_text())["epoch"] == best + 1
+    assert set(load_file(tmp_path / "run/best/model.safetensors")) == set(learn.model.state_dict())
+    assert json.loads((tmp_path / "run/recipe.json").read_text())["batch_size"] == 4
+    assert json.loads((tmp_path / "run/environment.json").read_text())["versions"]["torch"] == version("torch")
+    assert list((tmp_path / "run/tensorboard").iterdir())
+
+
+def test_each_epoch_has_each_item_once_in_another_order():
+    sampler = EpochSampler(23, 5, seed=3)
+    orders = [[i for batch in sampler.batches(e) for i in batch] for e in range(3)]
+    assert all(sorted(order) == list(range(23)) for order in orders) and orders[0] != orders[1] != orders[2]
+    assert len(sampler) == len(list(sampler)) == 5
+
+
+def test_draws_of_an_item_leave_no_trace():
+    before = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()
+    Repeatable(Noisy())[0, 3]
+    assert torch.equal(before[0], torch.get_rng_state()) and (before[1] == np.random.get_state()[1]).all() and before[2] == random.getstate()
+
+
+def test_out_of_memory_says_what_to_lower(monkeypatch):
+    def too_big(self, video): raise torch.OutOfMemoryError("CUDA out of memory")
+    monkeypatch.setattr(Tiny, "forward", too_big)
+    with pytest.raises(MemoryError, match="8 clips at once; try micro_batch=4"): learner().fit()
+
+
+def test_several_labels_a_clip():
+    generator = torch.Generator().manual_seed(0)
+    labels = (torch.rand(22, 3, generator=generator) > 0.5).long()
+    labels[:, 2] = 0  # a class without positives: left out of the mean
+    clips = torch.utils.data.TensorDataset(torch.randn(22, 2, 3, 4, 4, generator=generator), labels)
+    learn = learner(DataLoaders.from_datasets(clips, clips, 8), loss="binary_cross_entropy").fit()
+    assert 0 < learn.history[-1]["mean_ap"] <= 1
+    with torch.no_grad(): expected = F.binary_cross_entropy_with_logits(learn.model.eval()(clips.tensors[0]), labels.float())
+    assert learn.history[-1]["valid_loss"] == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_groups_are_tsm_s():
+    groups = {g["name"]: g for g in parameter_groups(tsn_tiny(num_classes=5), Recipe(lr=0.01, weight_decay=5e-4))}
+    expected = {"first conv weight": (1, 1), "weight": (1, 1), "norm": (1, 0), "classifier weight": (5, 1), "classifier bias": (10, 0)}
+    assert {name: (round(g["lr"] / 0.01, 6), round(g["weight_decay"] / 5e-4, 6)) for name, g in groups.items()} == expected
+
+
+def test_compile_and_checkpointing_change_nothing(monkeypatch):
+    plain = learner(epochs=1).fit().losses
+    assert learner(epochs=1, checkpoint_activations=True).fit().losses == plain
+    compiled = torch.compile  # the default backend wants a C++ compiler, which a test machine need not have
+    monkeypatch.setattr(torch, "compile", lambda model: compiled(model, backend="aot_eager"))
+    assert learner(epochs=1, compile=True).fit(max_steps=1).losses == pytest.approx(plain[:1], rel=1e-5)
+
+
+def test_training_in_a_thread_leaves_signals_alone():
+    learn, errors = learner(epochs=1), []
+    def run():
+        try: learn.fit()
+        except Exception as error: errors.append(error)
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    assert not errors and len(learn.losses) == 3
