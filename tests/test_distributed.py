@@ -1,0 +1,73 @@
+"Two processes on a CPU (gloo), started by accelerate: the same losses as one process, every clip validated once, resumed together."
+import json
+import os
+import socket
+import subprocess
+import sys
+
+import pytest
+import torch
+
+SCRIPT = """
+import json, sys
+sys.path.insert(0, sys.argv[1])
+import torch
+from torch.utils.data import TensorDataset
+from stasta_edu.backbone import tsm_tiny
+from stasta_edu.training import DataLoaders, Learner, Recipe
+
+def learner(run=None, micro=None):
+    generator = torch.Generator().manual_seed(1)
+    clips = TensorDataset(torch.randn(16, 4, 3, 32, 32, generator=generator), torch.arange(16) % 3)
+    valid = TensorDataset(torch.randn(13, 4, 3, 32, 32, generator=generator), torch.arange(13) % 3)  # 13 does not divide by 2
+    torch.manual_seed(0)
+    recipe = Recipe.short_actions(epochs=3, batch_size=8, micro_batch=micro, dropout=0.0, channels_last=False)
+    return Learner(tsm_tiny(num_classes=3), DataLoaders.from_datasets(clips, valid, 8), recipe, run=run, device="cpu", progress=False)
+
+if __name__ == "__main__":
+    learn = learner(sys.argv[2])
+    class Stop:
+        def after_step(self, learn): learn.stopping = learn.step == int(sys.argv[3])
+    learn.callbacks.insert(0, Stop())
+    learn.fit(resume=len(sys.argv) > 4)
+    if learn.accelerator.is_main_process: print("RESULT", json.dumps(dict(processes=learn.accelerator.num_processes, losses=learn.losses, history=learn.history)))
+"""
+
+
+def launch(*arguments, processes=2):
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", str(processes), "--num_machines", "1", "--mixed_precision", "no",
+               "--dynamo_backend", "no", "--main_process_port", str(port), *arguments]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=240)
+
+
+def result(done):
+    lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT")]
+    assert done.returncode == 0 and len(lines) == 1, done.stderr[-3000:]
+    return json.loads(lines[0].removeprefix("RESULT "))
+
+
+def test_two_processes_learn_like_one_and_go_on_after_an_interruption(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT)
+    stopped = result(launch(script, tmp_path, tmp_path / "run", "3"))
+    assert stopped["processes"] == 2 and len(stopped["losses"]) == 3
+    both = result(launch(script, tmp_path, tmp_path / "run", "-1", "resume"))
+    sys.path.insert(0, str(tmp_path))
+    try: from script import learner
+    finally: sys.path.remove(str(tmp_path))
+    one = learner(micro=4).fit()  # batch norm sees halves of a batch in both cases
+    assert both["losses"] == pytest.approx(one.losses, rel=1e-3)
+    assert both["losses"][:3] == stopped["losses"]
+
+    # the weights of the two processes, validated by one: each of 13 clips once
+    state = torch.load(sorted((tmp_path / "run" / "state").iterdir())[-1], weights_only=True)
+    one.model.load_state_dict(state["model"])
+    del one.prepared
+    alone = one.validate()
+    assert both["history"][-1]["valid_loss"] == pytest.approx(alone["valid_loss"], rel=1e-5) and both["history"][-1]["top1"] == pytest.approx(alone["top1"])
+    steps = [json.loads(line)["step"] for line in (tmp_path / "run" / "log.jsonl").open()]
+    assert steps == list(range(1, 7))  # one process writes
