@@ -650,7 +650,7 @@ class RateFinder:
         "A tenth of the rate at which the smoothed loss was lowest."
         return self.rates[int(np.argmin(self.smooth))] / 10
 
-# %% ../nbs/12_training.ipynb #fbd87e2d
+# %% ../nbs/12_training.ipynb #8d27dac0
 @patch
 def plot(self: RateFinder):  # -> plotly Figure
     "Loss against rate, with the suggestion."
@@ -658,12 +658,13 @@ def plot(self: RateFinder):  # -> plotly Figure
     fig = go.Figure()
     fig.add_scatter(x=self.rates, y=self.losses, name="loss", line=dict(color="#9ecae1", width=1))
     fig.add_scatter(x=self.rates, y=self.smooth, name="smoothed", line=dict(color="#0072B2", width=2.5))
-    fig.add_vline(x=self.suggestion, line=dict(color="#D55E00", dash="dot"), annotation_text=f"suggestion {self.suggestion:.1e}")
+    fig.add_vline(x=self.suggestion, line=dict(color="#D55E00", dash="dot"))
+    fig.add_annotation(x=math.log10(self.suggestion), y=1, yref="paper", xanchor="left", text=f" suggestion {self.suggestion:.1e}", showarrow=False)
     fig.update_layout(template="plotly_white", xaxis=dict(type="log", title="learning rate", exponentformat="power"), yaxis_title="loss", height=300,
                       margin=dict(l=50, r=30, t=30, b=40), legend=dict(orientation="h", y=1.15, x=0))
     return fig
 
-# %% ../nbs/12_training.ipynb #2c4aa8d3
+# %% ../nbs/12_training.ipynb #7607fbc8
 @patch
 def plot_history(self: Learner):  # -> plotly Figure
     "Training loss of each step, validation loss and score of each epoch."
@@ -675,7 +676,7 @@ def plot_history(self: Learner):  # -> plotly Figure
     fig.add_scatter(x=steps, y=[e["valid_loss"] for e in h], name="loss, validation", line=dict(color="#0072B2", width=2.5))
     fig.add_scatter(x=steps, y=[e[score] for e in h], name=f"{name}, validation", yaxis="y2", line=dict(color="#D55E00", width=2.5, dash="dot"))
     fig.update_layout(template="plotly_white", xaxis_title="step", yaxis_title="loss", margin=dict(l=50, r=50, t=30, b=40),
-                      yaxis2=dict(title=name, overlaying="y", side="right", range=[0, 1], tickformat=".0%", showgrid=False),
+                      yaxis2=dict(title=name, overlaying="y", side="right", range=[0, 1], tickvals=[0, 0.25, 0.5, 0.75, 1], tickformat=".0%", showgrid=False),
                       legend=dict(orientation="h", y=1.12, x=0))
     return fig
 
