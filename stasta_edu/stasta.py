@@ -66,7 +66,7 @@ def forward(self: STASTABlock,
     for name in self.order: fast = getattr(self, name)(fast, slow, maps)   # (B, T, Cf, H, W)
     return x + per_frame(self.project, fast)
 
-# %% ../nbs/10_stasta.ipynb #e4cd2534
+# %% ../nbs/10_stasta.ipynb #337879ba
 class STASTA(TSMResNet):
     """TSM-ResNet with the STASTA block behind one of its layers; takes (B, T, 3, H, W), T a multiple of `alpha`.
 
@@ -84,13 +84,12 @@ class STASTA(TSMResNet):
         **backbone,                               # arguments of `TSMResNet`: num_classes, num_frames, block, dropout, ...
     ):
         super().__init__(**backbone)
-        if after not in self.channels: raise ValueError(f"after={after!r}: choose one of {', '.join(self.channels)}")
-        self.after, self.stride = after, _stride(after, **backbone)
-        widths = fast_channels, slow_channels, corr_channels
+        self.after, self.stride, widths = after, _stride(after, **backbone), (fast_channels, slow_channels, corr_channels)
         self.stasta = STASTABlock(self.channels[after], modules, *widths, radius, alpha, motion_channels, temperature)
 
-# %% ../nbs/10_stasta.ipynb #a1220d96
+# %% ../nbs/10_stasta.ipynb #12c4f01c
 def _stride(after, stem_pool=True, strides=(1, 2, 2, 2), **_):  # input pixels per pixel of the map
+    if after not in (layers := ("layer1", "layer2", "layer3", "layer4")): raise ValueError(f"after={after!r}: choose one of {', '.join(layers)}")
     return (4 if stem_pool else 2) * math.prod(strides[: int(after[-1])])
 
 # %% ../nbs/10_stasta.ipynb #cd69c8bb

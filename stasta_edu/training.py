@@ -122,13 +122,14 @@ def parameter_groups(
     def rate(kind): return recipe.lr * recipe.batch_size / 32 * (recipe.bias_lr if "bias" in kind else 1) * (recipe.head_lr if "classifier" in kind else 1)
     return [dict(name=kind, params=p, lr=rate(kind), weight_decay=recipe.weight_decay if "weight" in kind else 0.0) for kind, p in groups.items()]
 
-# %% ../nbs/12_training.ipynb #c9dfd06e
+# %% ../nbs/12_training.ipynb #8e9941ac
 def seed_for(
     *numbers: int,  # for example seed, epoch, clip
 ) -> int:           # 63 bits
     "One seed from several numbers, well mixed (NumPy's SeedSequence)."
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
 
+# %% ../nbs/12_training.ipynb #b4c75397
 class EpochSampler(Sampler):
     "Batches of keys (epoch, item). The order depends on seed and epoch alone, and can begin in the middle."
     def __init__(self, length: int, batch_size: int, seed: int = 0):
@@ -570,7 +571,7 @@ def after_fit(self: Run, learn: Learner):
         if opened: opened.close()
     self.log = self.board = None
 
-# %% ../nbs/12_training.ipynb #f5a36531
+# %% ../nbs/12_training.ipynb #a121f70e
 def checkpoint_layers(
     model: nn.Module,  # with layers called layer1, layer2, ...
 ):
@@ -578,6 +579,7 @@ def checkpoint_layers(
     for name, layer in model.named_children():
         if name.startswith(("layer", "stasta")): layer.forward = _computed_twice(layer)
 
+# %% ../nbs/12_training.ipynb #6b1602f2
 def _computed_twice(layer):
     inner = layer.forward
     def forward(*args):
@@ -664,7 +666,7 @@ def plot(self: RateFinder):  # -> plotly Figure
                       margin=dict(l=50, r=30, t=30, b=40), legend=dict(orientation="h", y=1.15, x=0))
     return fig
 
-# %% ../nbs/12_training.ipynb #7607fbc8
+# %% ../nbs/12_training.ipynb #29a46cc5
 @patch
 def plot_history(self: Learner):  # -> plotly Figure
     "Training loss of each step, validation loss and score of each epoch."
@@ -680,6 +682,7 @@ def plot_history(self: Learner):  # -> plotly Figure
                       legend=dict(orientation="h", y=1.12, x=0))
     return fig
 
+# %% ../nbs/12_training.ipynb #c41e8f9e
 class LivePlot:
     "In a notebook: the curve, drawn anew after each epoch."
     def before_fit(self, learn):
