@@ -26,8 +26,8 @@ OUT = Path(__file__).parent / "results" / "explain"
 CASCADE = ["fc", "layer4", "layer3", "stasta", "layer2", "layer1", "conv1"]
 METHODS = {
     "Grad-CAM": lambda model, video, target=None, signed=False: grad_cam(model, video, target, signed=signed),
-    "Grad-CAM, per frame": lambda model, video, target=None, signed=False: grad_cam(model, video, target, temporal_weights="frame", signed=signed),
     "Grad-CAM at layer3": lambda model, video, target=None, signed=False: grad_cam(model, video, target, layer="layer3", signed=signed),
+    "layer3, per frame": lambda model, video, target=None, signed=False: grad_cam(model, video, target, "layer3", "frame", signed),
     "integrated gradients": lambda model, video, target=None, signed=False: integrated_gradients(model, video, target, baseline="frozen", signed=signed),
     "occlusion": lambda model, video, target=None, signed=False: occlusion(model, video, target, baseline="frozen", signed=signed),
 }
@@ -88,7 +88,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, help="stop the training after so many steps: a quick look")
-    parser.add_argument("--per-family", type=int, default=16, help="clips of each family that are scored")
+    parser.add_argument("--per-family", type=int, default=12, help="clips of each family that are scored")
     parser.add_argument("--out", type=Path, default=OUT)
     options = parser.parse_args()
     start, plan = time.perf_counter(), DemoPlan(seed=options.seed, steps=options.steps, device="cpu").shrunk()
@@ -108,7 +108,7 @@ if __name__ == "__main__":
     record = dict(benchmark=VERSION, clips=dict(train=plan.n_train, test=plan.n_test), accuracy=score.top(1), n_accuracy=len(score.labels), chance=score.chance,
                   n_scored=len(videos), seed=options.seed, version=version("stasta_edu"), torch=torch.__version__, machine=machine(torch.device("cpu")),
                   command=" ".join(["python benchmarks/explain.py", *sys.argv[1:]]), scores=table.to_lists(), slow=slow_errors(model, videos, at, clips),
-                  faithfulness=faithfulness(model, videos, ways, 16), sanity=sanity(model, videos, 8))
+                  faithfulness=faithfulness(model, videos, ways, 12), sanity=sanity(model, videos, 8))
     record["seconds"] = time.perf_counter() - start
     (options.out / "model.safetensors").chmod(0o644)
     for stray in options.out.glob("README.md"): os.remove(stray)  # a model card that says nothing

@@ -72,7 +72,7 @@ def _left_as_found(model):
         for m, flag in training: m.training = flag
         for p, flag in wanted: p.requires_grad_(flag)
 
-# %% ../nbs/15_explain.ipynb #0bcd6f09
+# %% ../nbs/15_explain.ipynb #ebd3635b
 def find_layer(
     model: nn.Module,
     layer: str | nn.Module | None = None,  # dotted name or module; None: the last block of `layer4`
@@ -83,7 +83,7 @@ def find_layer(
         if layer not in names: raise ValueError(f"the layer given ({type(layer).__name__}) is no part of this {kind}")
         return names[layer]
     if layer is None:
-        if hasattr(model, "layer4"): return names[list(model.layer4.children())[-1]]
+        if hasattr(model, "layer4"): return names[[model.layer4, *model.layer4.children()][-1]]
         raise ValueError(f"{kind} has no layer4; pass layer=, for example one of {', '.join(model._modules)}")
     if layer in names.values(): return layer
     near = difflib.get_close_matches(str(layer), names.values(), 3, cutoff=0.4)
