@@ -15,7 +15,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from stasta_edu.widgets import Heat, Outline, Panel, Player, Segment, Track, Vectors, page_html, unpack_maps
+import torch
+
+from stasta_edu.evaluation import Evaluation
+from stasta_edu.widgets import (AttentionView, ConfusionExplorer, GradCamView, Heat, Outline, Panel, Player, Segment, Track, Vectors, page_html, unpack_maps)
 
 ROOT = Path(__file__).resolve().parents[1]
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -86,6 +89,11 @@ PIXELS = """canvas => {
   for (let i = 0; i < data.length; i++) hash = (hash * 31 + data[i]) | 0;
   return hash;
 }"""
+
+
+def plotted(page, number=1):
+    "Wait until so many plots have been drawn."
+    page.wait_for_function("n => +(document.querySelector('.sta').dataset.plots || 0) >= n", arg=number)
 
 
 def frame(page): return int(page.locator(".sta").first.get_attribute("data-frame"))
@@ -174,6 +182,27 @@ def test_click_and_drag_on_a_track(ball_page):
     assert frame(ball_page) == 22
 
 
+def test_the_curve_is_plotlys_and_its_head_moves_without_it(ball_page):
+    plotted(ball_page)
+    curve = ball_page.locator(".sta-curve.js-plotly-plot")
+    assert curve.count() == 1 and curve.locator(".scatterlayer .point").count() == 8
+    drawn, svg = ball_page.locator(".sta").get_attribute("data-plots"), curve.inner_html()
+    ball_page.locator(".sta-slider").focus()
+    heads = []
+    for _ in range(5):
+        ball_page.keyboard.press("ArrowRight")
+        heads.append(ball_page.locator(".sta-track").first.locator(".sta-playhead").evaluate("e => e.getBoundingClientRect().left"))
+    assert heads == sorted(heads) and len(set(heads)) == 5
+    assert ball_page.locator(".sta").get_attribute("data-plots") == drawn and curve.inner_html() == svg, "plotly is not asked for each frame"
+    dots = curve.locator(".scatterlayer .point").evaluate_all("all => all.map(e => { const b = e.getBoundingClientRect(); return b.left + b.width / 2; })")
+    box = ball_page.locator(".sta-track").first.bounding_box()
+    for x, t in zip(dots, SEEN): assert abs(x - box["x"] - (t + 0.5) / 24 * box["width"]) < 1.5, "a dot stands above its frame"
+    before = curve.locator(".gridlayer path, .zerolinelayer path").evaluate_all("all => all.map(e => e.style.stroke)")
+    ball_page.emulate_media(color_scheme="dark")
+    ball_page.wait_for_function("n => +document.querySelector('.sta').dataset.plots > n", arg=int(drawn))
+    assert curve.locator(".gridlayer path, .zerolinelayer path").evaluate_all("all => all.map(e => e.style.stroke)") != before, "the curve follows the theme"
+
+
 def test_overlays_can_be_dimmed_and_hidden(ball_page):
     ball_page.locator(".sta-panels").focus()
     for _ in range(7): ball_page.keyboard.press("ArrowRight")
@@ -211,6 +240,87 @@ def test_the_browser_paints_what_python_paints(browser, tmp_path):
         page.close()
 
 
+def test_attention_of_a_place_a_region_and_everything(browser, tmp_path):
+    A = np.full((4, 4, 8, 8), 0.05)  # left half: each frame asks itself; right half: all ask the first
+    A[:, :2, range(8), range(8)] = A[:, 2:, :, 0] = 0.65
+    clip = np.full((24, 64, 64, 3), 90, np.uint8)
+    page, watch = open_page(browser, AttentionView(clip, A, at=SEEN, title="who").to_html(tmp_path / "attention.html"))
+    plotted(page)
+    root, view = page.locator(".sta"), page.locator(".sta-pick")
+    def matrix(): return np.array(root.get_attribute("data-matrix").split(), float).reshape(8, 8)
+    np.testing.assert_allclose(matrix(), A.mean((0, 1)), atol=0.005)
+    box = view.bounding_box()
+    def at(x, y): return box["x"] + x * box["width"], box["y"] + y * box["height"]
+    page.mouse.click(*at(0.1, 0.6))
+    page.wait_for_function("document.querySelector('.sta').dataset.places === '0 2 0 2'")
+    plotted(page, 2)
+    np.testing.assert_allclose(matrix(), A[2, 0], atol=0.005)
+    page.mouse.move(*at(0.55, 0.05)); page.mouse.down(); page.mouse.move(*at(0.95, 0.9)); page.mouse.up()
+    page.wait_for_function("document.querySelector('.sta').dataset.places === '2 0 3 3'")
+    page.wait_for_timeout(300)
+    np.testing.assert_allclose(matrix(), A[0, 3], atol=0.005)
+    page.locator(".sta-panels").first.focus()
+    page.keyboard.press("Shift+ArrowLeft")
+    assert root.get_attribute("data-places") == "1 0 1 0" and root.get_attribute("data-frame") == "0", "shift and arrows move the place, not the frame"
+    heat = page.locator(".sta-heatmap").bounding_box()
+    page.mouse.click(heat["x"] + heat["width"] / 2, heat["y"] + heat["height"] * 0.45)
+    assert int(root.get_attribute("data-frame")) in SEEN[2:5], "a click on a row goes to its frame"
+    mark = page.locator(".sta-row-mark").bounding_box()
+    assert heat["y"] <= mark["y"] <= heat["y"] + heat["height"]
+    page.get_by_text("mean of all places").first.click() if page.get_by_role("button", name="mean of all places").is_enabled() else None
+    assert root.get_attribute("data-places") == "all" and watch.errors == []
+    page.close()
+
+
+def test_a_cell_of_the_confusion_matrix_shows_its_clips(browser, tmp_path):
+    rng, labels = np.random.default_rng(0), torch.tensor([0, 0, 0, 1, 1, 2])
+    logits = torch.nn.functional.one_hot(torch.tensor([0, 1, 1, 1, 0, 2]), 3) * 4.0
+    clips = [rng.integers(0, 255, (4, 32, 32, 3), dtype=np.uint8) for _ in labels]
+    page, watch = open_page(browser, ConfusionExplorer(Evaluation(logits, labels, ["a", EVIL, "c"]), clips).to_html(tmp_path / "confusion.html"))
+    plotted(page)
+    assert page.locator(".sta").get_attribute("data-cell") == "0,1" and page.locator(".sta canvas[role=img]").count() == 2
+    before = pixels(page)
+    cells = page.locator(".sta-confusion select option").evaluate_all("all => all.map(e => e.value)")
+    box, mark = page.locator(".sta-heatmap").bounding_box(), page.locator(".sta-cell-mark").bounding_box()
+    page.mouse.click(mark["x"] + mark["width"] / 2 - mark["width"], mark["y"] + mark["height"] * 1.5)  # one to the left, one down: truth 1, answer 0
+    page.wait_for_function("document.querySelector('.sta').dataset.cell === '1,0'")
+    page.wait_for_function("document.querySelectorAll('.sta canvas[role=img]').length === 1")
+    page.wait_for_function("() => { const c = document.querySelector('.sta canvas[role=img]'); return c.width > 0 && c.getContext('2d').getImageData(c.width / 2, c.height / 2, 1, 1).data[3] > 0; }")
+    shown = pixels(page)
+    page.locator(".sta-panels").first.focus()
+    page.keyboard.press("ArrowRight")
+    assert len({before, shown, pixels(page)}) == 3, "another clip, and it plays"
+    page.mouse.click(box["x"] + box["width"] - 20, box["y"] + 10)  # truth 0, answer 2: empty
+    assert page.locator(".sta").get_attribute("data-cell") == "1,0" and len(cells) == 5
+    page.locator(".sta-confusion select").select_option("2,2")
+    page.wait_for_function("document.querySelector('.sta').dataset.cell === '2,2'")
+    assert watch.errors == [] and page.evaluate("window.hacked") is None
+    page.close()
+
+
+def test_choices_without_a_kernel(browser, tmp_path):
+    class Tiny(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer3, self.layer4, self.fc = torch.nn.Conv2d(3, 4, 3, 2, 1), torch.nn.Conv2d(4, 6, 3, 2, 1), torch.nn.Linear(6, 5)
+        def forward(self, video): return self.fc(self.layer4(self.layer3(video.flatten(0, 1)).relu()).relu().mean((2, 3))).unflatten(0, video.shape[:2]).mean(1)
+    torch.manual_seed(0)
+    view = GradCamView(Tiny().eval(), torch.randn(4, 3, 32, 32), classes=[EVIL, "b", "c", "d", "e"])
+    page, watch = open_page(browser, view.to_html(tmp_path / "view.html"))
+    kinds = {label: page.get_by_label(label, exact=True) for label in ("class", "method", "layer")}
+    assert kinds["class"].locator("option").count() == 3 and kinds["method"].locator("option").count() == 4 and kinds["layer"].locator("option").count() == 2
+    met = {pixels(page, 1)}
+    kinds["method"].select_option("integrated gradients")
+    page.wait_for_function("document.querySelector('.sta').dataset.chosen?.includes('integrated')")
+    met.add(pixels(page, 1))
+    other = kinds["class"].locator("option").nth(1).get_attribute("value")
+    kinds["class"].select_option(other)  # was computed for Grad-CAM only: the method gives way
+    page.wait_for_function("k => document.querySelector('.sta').dataset.chosen === `${k}|Grad-CAM|layer4`", arg=other)
+    assert kinds["method"].input_value() == "Grad-CAM"
+    assert len(met | {pixels(page, 1)}) == 3 and watch.errors == [] and page.evaluate("window.hacked") is None
+    page.close()
+
+
 def test_one_frame_and_many_players(browser, tmp_path):
     one = Player([Panel(np.zeros((1, 8, 8), np.uint8))], [Track("curve", [0.5])], title="One frame")
     path = tmp_path / "page.html"
@@ -222,7 +332,7 @@ def test_one_frame_and_many_players(browser, tmp_path):
     page.locator(".sta-panels").nth(1).focus()
     page.keyboard.press("End")
     assert [p.get_attribute("data-frame") for p in page.locator(".sta").all()] == ["0", "23", "0"], "each player keeps its own time"
-    assert watch.errors == [] and "NaN" not in page.locator("main").inner_html()
+    assert watch.errors == [] and all("NaN" not in player.inner_html() for player in page.locator(".sta").all())
     page.close()
 
 
@@ -238,10 +348,10 @@ def test_nothing_sticks_out(browser, tmp_path, width):
 
 
 def test_frames_a_second(browser, tmp_path, record_property, capsys):
-    "64 frames of 224 x 224 with a heat map, asked for 30 and 60 a second: how many are shown. Recorded; only a standstill fails."
+    "64 frames of 224 x 224 with a heat map, asked for 30 and 60 a second: how many are shown. Recorded; half of what was asked for must be there even on a busy machine."
     rng = np.random.default_rng(0)
     clip = (rng.integers(0, 256, (1, 224, 224, 3)) // 2 + np.linspace(0, 120, 64)[:, None, None, None]).astype(np.uint8)
-    scene = Player([Panel(clip, [Heat(rng.uniform(size=(8, 14, 14)), "heat", at=range(4, 64, 8))])], fps=30)
+    scene = Player([Panel(clip, [Heat(rng.uniform(size=(8, 14, 14)), "heat", at=range(4, 64, 8))])], [Track("curve", rng.normal(size=64))], fps=30)
     page, watch = open_page(browser, scene.to_html(tmp_path / "fps.html"))
     counter = """async () => { const root = document.querySelector('.sta'); let shown = 0, last = root.dataset.frame; const start = performance.now();
         const watch = new MutationObserver(() => { if (root.dataset.frame !== last) { shown++; last = root.dataset.frame; } });
@@ -253,9 +363,9 @@ def test_frames_a_second(browser, tmp_path, record_property, capsys):
     page.locator("select[aria-label=Speed]").select_option("2")
     rates[60] = page.evaluate(counter)
     text = ", ".join(f"{rate:.1f} shown of {asked} asked" for asked, rate in rates.items())
-    record_property("frames_per_second", text)
+    record_property("frames_per_second", json.dumps({f"{asked} asked": round(rate, 1) for asked, rate in rates.items()}))
     with capsys.disabled(): print(f"\n    64 frames of 224 x 224, frames a second: {text}")
-    assert rates[30] > 3 and watch.errors == []
+    assert rates[30] > 15 and watch.errors == []
     page.close()
 
 
@@ -267,7 +377,9 @@ def lab(tmp_path_factory):
     pytest.importorskip("jupyterlab", reason="JupyterLab is not installed: pip install 'stasta_edu[lab]'")
     home = tmp_path_factory.mktemp("lab")
     (home / "work").mkdir()
-    shutil.copy(ROOT / "nbs" / "16_widgets.ipynb", home / "work")
+    (home / "work" / "nbs").mkdir()
+    shutil.copy(ROOT / "nbs" / "16_widgets.ipynb", home / "work" / "nbs")
+    shutil.copytree(ROOT / "benchmarks" / "results", home / "work" / "benchmarks" / "results")
     settings = home / "settings" / "@jupyterlab" / "notebook-extension"
     settings.mkdir(parents=True)
     (settings / "tracker.jupyterlab-settings").write_text(json.dumps({"windowingMode": "none"}))
@@ -289,7 +401,7 @@ def lab(tmp_path_factory):
             try: urllib.request.urlopen(f"http://127.0.0.1:{port}/api/status?token=open", timeout=5).close(); break
             except OSError: time.sleep(0.2)
         else: pytest.fail("JupyterLab did not start within a minute")
-        yield f"http://127.0.0.1:{port}/lab/tree/16_widgets.ipynb?token=open&reset"
+        yield f"http://127.0.0.1:{port}/lab/tree/nbs/16_widgets.ipynb?token=open&reset"
     finally:
         server.terminate()
         try: server.wait(10)
@@ -321,7 +433,7 @@ def cell_with(page, text): return page.locator(".jp-CodeCell", has=page.locator(
 
 def test_notebook_runs_without_an_error(notebook):
     assert notebook.locator("[data-mime-type='application/vnd.jupyter.stderr']", has_text="Traceback (most recent call last").count() == 0
-    notebook.wait_for_function("document.querySelectorAll('.sta[data-ready]').length >= 5")
+    notebook.wait_for_function("document.querySelectorAll('.sta[data-ready]').length >= 9")
     assert notebook.locator(".sta-error").count() == 0
     assert "Error displaying widget" not in notebook.locator(".jp-Notebook").inner_text()
 
@@ -346,21 +458,55 @@ def test_keys_belong_to_the_player(notebook):
     assert notebook.locator(".jp-Cell").count() == cells
 
 
-def test_another_class_is_computed_by_the_kernel(notebook, record_property, capsys):
+def test_class_method_and_layer_are_computed_by_the_kernel(notebook, record_property, capsys):
     player = cell_with(notebook, "view = GradCamView").locator(".sta")
     player.scroll_into_view_if_needed()
-    select = player.locator("select[aria-label='speaks for']")
-    options = [option.get_attribute("value") for option in select.locator("option").all()]
-    assert len(options) == 4
-    seen, before = {}, player.locator("canvas").nth(1).evaluate(PIXELS)
-    for value in options[::-1]:
-        select.select_option(value)
-        notebook.wait_for_function("([p, value]) => p.dataset.chosen === value && !p.getAttribute('aria-busy')", arg=[player.element_handle(), value])
-        seen[value] = player.locator("canvas").nth(1).evaluate(PIXELS)
-    assert len(set(seen.values()) | {before}) >= 3, "another class, another map"
-    answered = player.get_attribute("data-answered")
-    record_property("round_trip_ms", answered)
-    with capsys.disabled(): print(f"\n    another class through the kernel: {answered} ms")
+    select = {label: player.get_by_label(label, exact=True) for label in ("class", "method", "layer")}
+    assert [s.locator("option").count() for s in select.values()] == [12, 4, 5]
+    seen, times = {player.locator("canvas").nth(1).evaluate(PIXELS)}, []
+    last = select["class"].locator("option").nth(11).get_attribute("value")
+    for kind, value in (("class", last), ("layer", "layer2"), ("method", "Grad-CAM, per frame"), ("method", "integrated gradients"), ("method", "occlusion")):
+        select[kind].select_option(value)
+        notebook.wait_for_function("([p, value]) => p.dataset.chosen?.split('|').includes(value) && !p.getAttribute('aria-busy')", arg=[player.element_handle(), value])
+        seen.add(player.locator("canvas").nth(1).evaluate(PIXELS))
+        times.append((value, int(player.get_attribute("data-answered"))))
+    assert len(seen) >= 5, "another choice, another map"
+    record_property("round_trip_ms", json.dumps({"another class" if value == last else value: t for value, t in times}))
+    with capsys.disabled(): print(f"\n    through the kernel, ms: {', '.join(f'{value} {t}' for value, t in times)}")
+
+
+def test_plots_in_a_notebook(notebook):
+    "plotly's script comes from the kernel, once for all players."
+    player = cell_with(notebook, "who = AttentionView").locator(".sta")
+    player.scroll_into_view_if_needed()
+    notebook.wait_for_function("p => +p.dataset.plots > 0", arg=player.element_handle())
+    before, box = player.get_attribute("data-matrix"), player.locator(".sta-pick").bounding_box()
+    notebook.mouse.click(box["x"] + 0.9 * box["width"], box["y"] + 0.5 * box["height"])
+    notebook.wait_for_function("([p, before]) => p.dataset.matrix !== before", arg=[player.element_handle(), before])
+    assert len(set(player.get_attribute("data-matrix").split()[3::8])) == 1, "on the right, all ask one frame"
+    explorer = cell_with(notebook, "explorer = ConfusionExplorer").locator(".sta")
+    explorer.scroll_into_view_if_needed()
+    notebook.wait_for_function("p => +p.dataset.plots > 0", arg=explorer.element_handle())
+    first, select = explorer.get_attribute("data-cell"), explorer.get_by_label("Cell of the matrix")
+    select.select_option(select.locator("option").nth(1).get_attribute("value"))
+    notebook.wait_for_function("([p, first]) => p.dataset.cell !== first", arg=[explorer.element_handle(), first])
+    assert notebook.evaluate("[...document.scripts].filter(s => s.src.startsWith('blob:')).length") == 1
+    assert notebook.locator(".sta .js-plotly-plot").count() >= 5
+
+
+def test_all_sliders_of_the_notebook(notebook):
+    "Each range slider in notebook 16 is moved with its keys: its value, and the pictures, change."
+    players = notebook.locator(".sta").all()
+    assert len(players) >= 9
+    for player in players:
+        player.scroll_into_view_if_needed()
+        for slider in player.locator("input[type=range]:visible").all():
+            before, picture = slider.input_value(), player.locator(".sta-view canvas").evaluate_all("all => all.map(" + PIXELS + ")")
+            slider.focus()
+            notebook.keyboard.press("ArrowLeft" if slider.input_value() == slider.get_attribute("max") else "ArrowRight")
+            assert slider.input_value() != before
+            if slider.evaluate("e => e.classList.contains('sta-slider')"): assert player.get_attribute("data-frame") == slider.input_value()
+        notebook.keyboard.press("Home")
 
 
 def test_light_and_dark_theme(notebook):

@@ -8,9 +8,10 @@ from captum.attr import LayerActivation
 from torch import nn
 from torch.nn import functional as F
 
-from stasta_edu.explain import (Evidence, Truth, baseline_maps, displacement_evidence, endpoint_error, energy_inside, find_layer, follow,
-                                freeze_drops, freeze_frames, grad_cam, ground_truth, importance_auc, importance_evidence, normalise_clip,
-                                plot_maps, pointing_game, randomised, rank_correlation, score_table)
+from stasta_edu.explain import (Evidence, ScoreTable, action_effects, attention_evidence, baseline_maps, cascade_similarity, cut_frames, displacement_evidence,
+                                endpoint_error, energy_inside, find_layer, follow, freeze_drops, freeze_frames, gate_evidence, grad_cam, ground_truth,
+                                importance_auc, importance_evidence, insertion_deletion, integrated_gradients, normalise_clip, occlusion, own_evidence,
+                                plot_maps, pointing_game, randomised, rank_correlation, reference, score_table, shuffle_similarity)
 from stasta_edu.short_actions import ShortActions, ShortClip, ShortTermAction
 from stasta_edu.stasta import StastaMaps, stasta_tiny
 
@@ -108,6 +109,52 @@ def test_three_d_network(video):
     torch.testing.assert_close(grad_cam(model, video, 1, "layer4", input_format=lambda v: v.transpose(1, 2)), grad_cam(model, video, 1, "layer4"))
 
 
+def test_torchvisions_three_d_network(video):
+    from torchvision.models.video import r3d_18
+    torch.manual_seed(0)
+    model, video = r3d_18(num_classes=5).eval(), torch.randn(1, 8, 3, 32, 32)
+    kept = []
+    handle = model.layer3[-1].register_forward_hook(lambda m, i, o: kept.append(o))
+    logits = model(video.transpose(1, 2))
+    handle.remove()
+    grad, = torch.autograd.grad(logits[0, 3], kept[0])                                             # (1, C, T', h, w)
+    cam = (grad.mean((2, 3, 4), keepdim=True) * kept[0]).sum(1, keepdim=True).detach()
+    expected = normalise_clip(F.interpolate(cam, (8, 32, 32), mode="trilinear")[:, 0])
+    torch.testing.assert_close(grad_cam(model, video, 3, "layer3", signed=True), expected, atol=1e-4, rtol=1e-3)
+    for maps in (grad_cam(model, video), grad_cam(model, video, temporal_weights="frame")): assert maps.shape == (1, 8, 32, 32)
+
+
+def test_a_three_d_network_of_this_library_takes_frames_first(video):
+    class Here(ThreeD):
+        def forward(self, video): return super().forward(video.transpose(1, 2))  # (B, T, 3, H, W), as all models of the library
+    torch.manual_seed(0)
+    here, there = Here().eval(), ThreeD().eval()
+    there.load_state_dict(here.state_dict())
+    Here.__module__ = "stasta_edu.somewhere"
+    torch.testing.assert_close(grad_cam(here, video, 1), grad_cam(there, video, 1))
+
+
+class TwoPathways(nn.Module):
+    "A slow and a fast 3-D network, joined at the classifier."
+    def __init__(self):
+        super().__init__()
+        self.slow, self.fast, self.fc = ThreeD(), ThreeD(), nn.Linear(12, 5)
+
+    def forward(self, video):  # (B, 3, T, H, W)
+        return self.fc(torch.cat([self.slow.layer4(video[:, :, ::2]).mean((2, 3, 4)), self.fast.layer4(video).mean((2, 3, 4))], 1))
+
+
+def test_a_map_for_each_pathway(video):
+    torch.manual_seed(0)
+    model = TwoPathways().eval()
+    maps, x = grad_cam(model, video, 1, signed=True), video.transpose(1, 2)
+    assert set(maps) == {"slow.layer4.1", "fast.layer4.1"}
+    for name, part, weight in (("slow.layer4.1", model.slow.layer4(x[:, :, ::2]), model.fc.weight[1, :6]), ("fast.layer4.1", model.fast.layer4(x), model.fc.weight[1, 6:])):
+        torch.testing.assert_close(maps[name], enlarged(torch.einsum("bktyx,k->btyx", part, weight).detach()), atol=1e-4, rtol=1e-3)
+    one = grad_cam(model, video, 1, ["fast.layer4"], signed=True)
+    torch.testing.assert_close(one["fast.layer4"], maps["fast.layer4.1"])
+
+
 def test_library_layers_of_five_dimensions_are_frames_first():
     torch.manual_seed(0)
     model, video = stasta_tiny(3, 4).eval(), torch.randn(2, 4, 3, 32, 32)
@@ -199,6 +246,57 @@ def test_half_precision_is_computed_in_float32(model, video):
     assert maps.dtype == torch.float32 and half.fc.weight.dtype == torch.bfloat16
     torch.testing.assert_close(maps, grad_cam(copy.deepcopy(half).float(), video, 1))
     with torch.autocast("cpu", torch.bfloat16): torch.testing.assert_close(grad_cam(model, video, 1), grad_cam(model.eval(), video, 1))
+
+
+# Pixels: integrated gradients and occlusion
+
+def test_shares_add_up_to_the_difference_of_logits():
+    class Smooth(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc = nn.Linear(3, 4)
+        def forward(self, video): return self.fc(video.pow(2).mean((1, 3, 4)))
+    torch.manual_seed(0)
+    model, video = Smooth(), torch.rand(2, 4, 3, 8, 8)
+    from stasta_edu.explain import _integrated
+    for kind in ("blurred", "frozen", "grey"):
+        shares = _integrated(model, video, torch.tensor([1, 3]), kind, 16, "auto").sum((1, 2, 3, 4))
+        with torch.no_grad(): gained = (model(video) - model(reference(video, kind)))[[0, 1], [1, 3]]
+        torch.testing.assert_close(shares, gained, atol=1e-4, rtol=1e-3)
+    maps = integrated_gradients(model, video, 1, "frozen", signed=True)
+    assert maps[:, 0].abs().max() == 0, "the first frame is its own reference"
+    assert maps.abs().amax((1, 2, 3)).sub(1).abs().max() < 1e-6
+
+
+def test_occlusion_finds_the_box_that_matters():
+    class Corner(nn.Module):
+        def forward(self, video): return video[:, 1, :, :8, :8].mean((1, 2, 3))[:, None]
+    video = torch.rand(2, 4, 3, 16, 16) + 1
+    heat = occlusion(Corner(), video, window=(1, 8, 8), baseline="grey")
+    for clip in heat: assert (clip == 1).nonzero()[:, 0].unique().tolist() == [1] and clip[1, :4, :4].min() == 1
+    assert heat[:, [0, 2, 3]].max() == 0 and heat[:, 1, 12:].max() == 0
+    assert occlusion(Corner(), video, window=(99, 99, 99)).shape == video[:, :, 0].shape  # larger than the clip: the clip
+    assert occlusion(Corner(), video[:, :2, :, :9, :9], window=(1, 1, 1), stride=(5, 5, 5)).shape == (2, 2, 9, 9)
+
+
+@pytest.mark.parametrize("method", [integrated_gradients, occlusion])
+def test_pixel_methods_leave_no_trace_and_do_not_mix_clips(model, video, method):
+    model.train()
+    before = ([m.training for m in model.modules()], [p.requires_grad for p in model.parameters()], copy.deepcopy(model.state_dict()))
+    maps = method(model, video, torch.tensor([0, 4, 2]))
+    assert before[:2] == ([m.training for m in model.modules()], [p.requires_grad for p in model.parameters()]) and all(p.grad is None for p in model.parameters())
+    for k, v in model.state_dict().items(): assert torch.equal(v, before[2][k])
+    torch.testing.assert_close(maps[1:2], method(model, video[1:2], 4), atol=1e-4, rtol=1e-3)
+    with torch.no_grad(): torch.testing.assert_close(method(model, video, torch.tensor([0, 4, 2])), maps)
+    with pytest.raises(ValueError, match="out of range"): method(model, video, 5)
+    with pytest.raises(ValueError, match="'blurred', 'frozen' or 'grey'"): method(model, video, baseline="black")
+    same = video[:, :1].expand(-1, T, -1, -1, -1)
+    assert method(model, same, 1, baseline="frozen").abs().max() == 0, "nothing moves, so nothing can be missing"
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 3, 1, 1), (1, 1, 3, 2, 2), (1, 2, 3, 5, 4)])
+def test_references_of_tiny_clips(shape):
+    for kind in ("blurred", "frozen", "grey"): assert reference(torch.rand(shape), kind).shape == shape
 
 
 # Grad-CAM: bad input
@@ -382,7 +480,23 @@ def test_perfect_evidence_gets_perfect_scores():
     assert perfect == {"pointing": 1, "energy inside": 1, "in time": 1, "in space": 1, "importance AUC": 1}
     field = torch.cat([truth.displacement, truth.displacement[-1:]])
     assert Evidence("truth", "motion field", field, truth.at).scores(truth) == {"end-point error": 0}
-    with pytest.raises(ValueError, match="2 time steps, the truth 4"): Evidence("short", "time curve", [1.0, 2]).scores(truth)
+    with pytest.raises(ValueError, match=r"speaks of frames \[0, 1\], the truth of \[0, 2, 4, 6\]"): Evidence("short", "time curve", [1.0, 2]).scores(truth)
+
+
+def test_all_maps_of_a_model_in_one_form():
+    torch.manual_seed(0)
+    model, video, at = stasta_tiny(3, 4).eval(), torch.randn(2, 4, 3, 32, 32), [2, 5, 9, 12]
+    own = {e.name: e for e in own_evidence(model.maps(video), at, 1)}
+    assert set(own) == {"importance", "importance map", "attention", "attention map", "displacement", "slow displacement", "gate"}
+    torch.testing.assert_close(own["attention"].values.sum(1), torch.ones(4))
+    torch.testing.assert_close(own["attention"].curve(), own["attention map"].curve())
+    assert own["slow displacement"].at == [2, 9] and own["displacement"].at == at
+    assert own["gate"].values.min() > 0 and own["gate"].values.max() < 1
+    assert [e.name for e in own_evidence(stasta_tiny(3, 4, modules=()).eval().maps(video))] == []
+    bare = maps_of()
+    for make, module in ((attention_evidence, "st_afs_ff"), (gate_evidence, "dm_ta")):
+        with pytest.raises(ValueError, match=module): make(bare)
+    with pytest.raises(ValueError, match="'fast' or 'slow'"): displacement_evidence(model.maps(video), tempo="medium")
 
 
 @pytest.mark.parametrize("kind, values, at, said", [
@@ -403,6 +517,13 @@ def test_table_pairs_clips_and_leaves_out_what_has_no_answer():
     assert "&lt;good&gt;" in table._repr_html_() and table.plot("pointing") is not None
     with pytest.raises(ValueError, match="as many"): score_table([], [])
     with pytest.raises(ValueError, match="same methods"): score_table([found(truth), found(truth)[:1]], [truth, truth])
+
+
+def test_tables_survive_json():
+    import json
+    table = ScoreTable({"<a>": {"pointing": torch.tensor([0.5, float("nan")], dtype=torch.float64)}})
+    back = ScoreTable.from_lists(json.loads(json.dumps(table.to_lists(), allow_nan=False)))
+    assert back.interval("<a>", "pointing")[0] == 0.5 and torch.isnan(back.values["<a>"]["pointing"][1])
 
 
 def test_baselines_know_nothing_of_a_model(video):
@@ -459,3 +580,62 @@ def test_pictures(video):
     picture = plot_maps(frames, {"heat": heat, "signed": heat - 0.5}, mask, at=[0, 3, 5, 8])
     assert picture.width >= T * W * 2 and picture.height >= 3 * H * 2
     assert (0, 158, 115) in {c for _, c in picture.convert("RGB").getcolors(1 << 24)}
+
+
+# Actions, pixels, order
+
+def reader(t):
+    "A model whose answer hangs on frame `t` alone: class 1 if it is bright."
+    class Reader(nn.Module):
+        def forward(self, video): return torch.stack([torch.zeros(len(video)), 10 * (video[:, t].mean((1, 2, 3)) - 0.5)], 1)
+    return Reader()
+
+
+def test_the_action_that_decides_is_found():
+    video = torch.zeros(1, 6, 3, 8, 8)
+    video[:, 2] = 1
+    actions = [ShortTermAction(0, 4, "a", "waits", 0.0, False), ShortTermAction(4, 6, "b", "flashes", 0.0, True), ShortTermAction(9, 12, "a", "goes", 0.0, False),
+               ShortTermAction(20, 22, "a", "is not seen", 0.0, False), ShortTermAction(0, 12, "c", "stands", 0.0, False)]
+    waits, flash, later, unseen, always = action_effects(reader(2), video, actions, at=[0, 2, 4, 6, 8, 10])
+    assert flash.frames == [2] and flash.changed and (flash.before, flash.after) == (1, 0) and flash.drop == pytest.approx(10)
+    assert not later.changed and later.drop == 0 and later.frames == [5]
+    assert unseen.frames == [] and unseen.drop == 0 and not unseen.changed
+    assert np.isnan(always.drop) and always.after is None and not always.changed, "nothing else would be left"
+    assert action_effects(reader(2), video, actions[1:2], [0, 2, 4, 6, 8, 10], how="cut")[0].changed
+    with pytest.raises(ValueError, match="'freeze' or 'cut'"): action_effects(reader(2), video, actions, range(6), how="blur")
+    with pytest.raises(ValueError, match="one clip"): action_effects(reader(2), video, actions, range(5))
+
+
+def test_cutting_fills_the_clip():
+    x = torch.arange(5.0).view(1, 5, 1, 1, 1)
+    assert cut_frames(x, [0, 1]).flatten().tolist() == [2, 2, 3, 4, 4] and torch.equal(cut_frames(x, []), x)
+    with pytest.raises(ValueError, match="cannot cut"): cut_frames(x, range(5))
+
+
+def test_insertion_and_deletion_know_a_good_map():
+    video, good = torch.ones(2, 4, 3, 8, 8), torch.zeros(2, 4, 8, 8)
+    good[:, 1] = 1
+    found = insertion_deletion(reader(1), video, good, 1, "grey", steps=8)
+    assert found.share[[0, -1]].tolist() == [0, 1] and found.insertion.shape == (2, 9)
+    assert (found.insertion[:, 2:] > 0.99).all() and (found.deletion[:, 2:] < 0.01).all()  # a quarter of the pixels
+    bad = insertion_deletion(reader(1), video, -good, 1, "grey", steps=8)
+    assert (bad.insertion_auc < 0.3).all() and (bad.deletion_auc > 0.7).all() and (found.insertion_auc > 0.8).all()
+    flat = insertion_deletion(reader(1), video, torch.zeros(2, 4, 8, 8), 1, "grey", steps=8)
+    assert (flat.insertion_auc - 0.5).abs().max() < 0.15, "no order at all: chance, not an order of the memory"
+    with pytest.raises(ValueError, match="1 maps for 2 clips"): insertion_deletion(reader(1), video, good[:1])
+
+
+def test_shuffling_says_whether_order_matters(model, video):
+    class Bag(Folded):
+        def forward(self, video):
+            x = self.layer4(self.layer3(video.flatten(0, 1))).mean((2, 3))
+            return self.fc(x).unflatten(0, video.shape[:2]).mean(1)
+    bag = Bag().eval()
+    assert shuffle_similarity(lambda v: grad_cam(bag, v, 1, signed=True), video, seed=1).min() > 0.999
+    assert shuffle_similarity(lambda v: grad_cam(model, v, 1, signed=True), video, seed=1).max() < 0.9
+
+
+def test_cascade_starts_at_the_end(model, video):
+    left = cascade_similarity(lambda m, v: grad_cam(m, v, 1, signed=True), model, video, ["fc", "layer4"], seeds=(0, 1))
+    assert left.shape == (2, 2, B) and left.abs().max() < 1
+    assert cascade_similarity(lambda m, v: v.mean(2), model, video, ["fc"]).min() > 0.999, "a map that ignores the model survives"

@@ -12,8 +12,13 @@ import torch
 from PIL import Image
 
 from stasta_edu.video import write_video
-from stasta_edu.widgets import (DisplacementView, FrameScrubber, GradCamView, Heat, ImportanceView, Outline, Panel, Player, Segment, Track, Vectors,
-                                as_frames, footage, nearest, pack, page_html, pixels_per_frame, player_html, still, unpack_maps)
+from stasta_edu.evaluation import Evaluation
+from stasta_edu.explain import Evidence
+from stasta_edu.transforms import clip_transform
+from stasta_edu.video import probe
+from stasta_edu.widgets import (AttentionView, CompareView, ConfusionExplorer, DisplacementView, FrameScrubber, GradCamView, Heat, ImportanceView, Matrix, Outline,
+                                Panel, Player, Segment, Track, Vectors, as_frames, film, footage, get_plotlyjs, nearest, pack, page_html, pixels_per_frame,
+                                player_html, still, unpack_maps)
 
 rng = np.random.default_rng(0)
 CLIP = rng.integers(0, 256, (12, 16, 20, 3), dtype=np.uint8)  # (T, H, W, 3)
@@ -98,6 +103,8 @@ def test_large_maps_are_averaged_before_they_travel():
     (Vectors(np.zeros((12, 2, 4, 4)), style="quiver"), "'arrows' or 'wheel'"),
     (Outline(np.full((12, 4, 4), 51)), "from 0 to 50"),
     (Track("curve", np.zeros(8)), "8 for 12 frames"),
+    (Matrix(np.zeros((4, 4, 8, 8))), "8 for 12 frames"),
+    (Matrix(np.zeros((4, 4, 12, 6))), r"expected \(h, w, T, T\)"),
     (Track("actions", segments=[Segment(4, 4, "nothing")]), "do not lie"),
 ])
 def test_what_does_not_fit_is_refused(thing, message):
@@ -170,10 +177,12 @@ def test_labels_are_escaped():
 
 def test_a_page_holds_the_player_once_and_plotly_only_when_needed():
     import plotly.graph_objects as go
-    page = page_html("Two", [scene(), "<p>and</p>", scene()])
+    plain = FrameScrubber(CLIP)
+    page = page_html("Two", [plain, "<p>and</p>", plain])
     assert page.count("export default") == 1 and page.count("data-stasta-player=\"stasta-") == 2
     assert len(set(re.findall(r'data-stasta-player="([^"]+)"', page))) == 2
-    assert "Plotly" not in page
+    assert "plotly.js v" not in page, "nothing is plotted"
+    assert page_html("Curves", [scene(), scene()]).count("plotly.js v") == page_html("Plot", [go.Figure()]).count("plotly.js v") == 1
     assert "data-stasta-player=" not in page_html("None", ["<p>text</p>"])
     figure = go.Figure(go.Scatter(y=[1, 2]))
     with_plots = page_html("Plots", [figure, figure])
@@ -183,7 +192,7 @@ def test_a_page_holds_the_player_once_and_plotly_only_when_needed():
 
 
 def test_no_address_of_another_machine():
-    page = page_html("Alone", [scene()])
+    page = page_html("Alone", [scene()]).replace(get_plotlyjs(), "")
     assert not re.findall(r"""(?:src|href)=["']?(?!data:)[^"'\s>]+|@import|url\((?!data:|#)|https?://(?!www\.w3\.org)""", page.replace("url(#${", "").replace("`url(#", ""))
 
 
@@ -193,6 +202,8 @@ def test_64_frames_stay_under_3_megabytes(tmp_path):
     maps = rng.uniform(size=(8, 224, 224)).astype(np.float32)
     path = FrameScrubber(frames, Heat(maps, at=range(4, 64, 8))).to_html(tmp_path / "long.html")
     assert path.stat().st_size < 3_000_000
+    full = AttentionView(frames, torch.rand(28, 28, 16, 16).softmax(-1), at=range(0, 64, 4)).to_html(tmp_path / "attention.html")
+    assert full.stat().st_size - len(get_plotlyjs()) < 3_000_000
 
 
 def test_nothing_half_written(tmp_path):
@@ -236,7 +247,7 @@ def test_any_source(tmp_path):
     assert it.frames.shape == (12, 64, 80, 3) and it.fps == 24
     assert footage((torch.from_numpy(CLIP).permute(0, 3, 1, 2), 7)).frames.shape == CLIP.shape  # an item of a data set
     thinned = footage(path, max_frames=5)
-    assert len(thinned.frames) == 4 and thinned.note == "every 3. of 12 frames" and thinned.clock([0, 5, 11]) == [0, 1, 3]
+    assert len(thinned.frames) == 4 and thinned.note == "every 3rd of 12 frames" and thinned.clock([0, 5, 11]) == [0, 1, 3]
     assert FrameScrubber(CLIP, fps=3).spec["fps"] == 3
 
 
@@ -272,17 +283,115 @@ class Linear(torch.nn.Module):
         return self.fc(x.mean((2, 3)).view(*video.shape[:2], -1).mean(1))
 
 
-def test_grad_cam_view_asks_and_answers():
+def test_grad_cam_view_asks_and_answers(tmp_path):
     torch.manual_seed(0)
     model, video = Linear().train(), torch.randn(4, 3, 16, 20)
-    view = GradCamView(model, video, CLIP, at=[1, 4, 7, 10], classes=list("abcde"), layer="layer4")
+    model.layer4.eval()
+    view = GradCamView(model, video, CLIP, at=[1, 4, 7, 10], classes=list("abcde"), layers=["layer4"])
     choice = view.spec["panels"][1]["choice"]
-    assert model.training, "the model is left as it was"
-    assert len(choice["options"]) == 5 and len(choice["maps"]) == 3
-    heard, missing = [], next(k for k in range(5) if str(k) not in choice["maps"])
-    widget = SimpleNamespace(send=heard.append)
-    view.answer(widget, {"kind": "choose", "panel": 1, "value": missing})
-    view.answer(widget, {"kind": "choose", "panel": 1, "value": 5})
-    assert (heard[0]["kind"], heard[0]["layer"]["n"]) == ("layer", 4) and str(missing) in choice["maps"]
-    assert heard[1]["kind"] == "failed" and "classes 0 to 4" in heard[1]["text"]
-    with pytest.raises(ValueError, match="target 9"): GradCamView(model, video, targets=[9], layer="layer4")
+    assert model.training and not model.layer4.training, "the model is left as it was"
+    assert [len(c["options"]) for c in choice["controls"]] == [5, 4, 1] and len(choice["maps"]) == 3
+    heard, missing = [], next(k for k in range(5) if f"{k}|Grad-CAM|layer4" not in choice["maps"])
+    widget = SimpleNamespace(send=lambda message, buffers=None: heard.append((message, buffers)))
+    for key in (f"{missing}|Grad-CAM|layer4", f"{missing}|occlusion|layer4", f"{missing}|integrated gradients|layer4"):
+        view.answer(widget, {"kind": "choose", "panel": 1, "key": key})
+        assert heard[-1][0]["kind"] == "layer" and heard[-1][0]["layer"]["n"] == 4 and key in choice["maps"]
+    for key, said in (("5|Grad-CAM|layer4", "classes 0 to 4"), ("0|Grad-CAM|layr4", "did you mean layer4"), ("0|magic|layer4", "method must be one of"), ("x", "ValueError")):
+        view.answer(widget, {"kind": "choose", "panel": 1, "key": key})
+        assert heard[-1][0]["kind"] == "failed" and said in heard[-1][0]["text"]
+    view.answer(widget, {"kind": "plotly"})
+    assert heard[-1][0] == {"kind": "plotly"} and 1_000_000 < len(heard[-1][1][0]) < 2_500_000  # a server drops more than 3 MB in 3 s
+    view.to_html(tmp_path / "view.html")
+    assert {key.split("|")[1] for key in choice["maps"]} == {"Grad-CAM", "Grad-CAM, per frame", "integrated gradients", "occlusion"}, "a file has all methods"
+    with pytest.raises(ValueError, match="target 9"): GradCamView(model, video, targets=[9], layers=["layer4"])
+    with pytest.raises(ValueError, match="one clip, got 2"): GradCamView(model, video[None].repeat(2, 1, 1, 1, 1))
+    with pytest.raises(ValueError, match="3 names for the 5 classes"): GradCamView(model, video, classes=list("abc"), layers=["layer4"])
+
+
+def test_attention_at_each_place():
+    A = torch.rand(5, 6, 4, 4).softmax(-1)  # (h, w, T, T)
+    view = AttentionView(CLIP, SimpleNamespace(attention=A[None]), at=[1, 4, 7, 10])
+    matrix = view.spec["panels"][0]["matrix"]
+    back = (unpack_maps({**matrix, "w": 4, "h": 4}).reshape(5, 6, 4, 4) - 1.0) / 254 * matrix["max"]
+    np.testing.assert_allclose(back, A, atol=matrix["max"] / 254)
+    assert matrix["at"] == [1, 4, 7, 10] and (matrix["h"], matrix["w"]) == (5, 6) and view.spec["seen"] == [1, 4, 7, 10]
+    with pytest.raises(ValueError, match="st_afs_ff"): AttentionView(CLIP, SimpleNamespace(attention=None))
+    json.dumps(AttentionView(CLIP, torch.full((2, 2, 12, 12), float("nan"))).spec, allow_nan=False)
+
+
+def test_comparing_two_to_four():
+    at = [1, 4, 7, 10]
+    found = {"map": rng.uniform(size=(4, 3, 3)), "evidence": Evidence("x", "space-time map", torch.rand(4, 3, 3), at), "motion": Evidence("m", "motion field", torch.rand(4, 2, 3, 3), at),
+             "curve": Evidence("c", "time curve", torch.randn(4), at)}
+    spec = CompareView(CLIP, found, at).spec
+    assert [p["title"] for p in spec["panels"]] == ["clip", "map", "evidence", "motion"] and len(spec["clips"]) == 1
+    assert [t["title"] for t in spec["tracks"]] == ["curve"] and spec["panels"][3]["layers"][0]["kind"] == "vectors"
+    torch.manual_seed(0)
+    models = {name: Linear().eval() for name in ("one", "two", "three", "four")}
+    spec = CompareView(CLIP, models, at, torch.randn(4, 3, 16, 20), target=2, classes=list("abcde")).spec
+    assert [p["title"].split(",")[0] for p in spec["panels"]] == [f"{n}: c" for n in models]
+    with pytest.raises(ValueError, match="two to four"): CompareView(CLIP, {"one": found["map"]}, at)
+    with pytest.raises(ValueError, match="pass video="): CompareView(CLIP, models, at)
+    with pytest.raises(ValueError, match="see AttentionView"): CompareView(CLIP, {"a": found["map"], "b": Evidence("b", "frame matrix", torch.rand(4, 4), at)}, at)
+
+
+def confusion(n_shown=2):
+    labels = torch.tensor([0, 0, 0, 0, 1, 1, 2])
+    logits = torch.nn.functional.one_hot(torch.tensor([0, 1, 1, 1, 1, 0, 2]), 3) * 5.0
+    clips = [(torch.from_numpy(CLIP[:4] // (i + 1)).permute(0, 3, 1, 2), int(k)) for i, k in enumerate(labels)]
+    return ConfusionExplorer(Evaluation(logits, labels, ["<b>a</b>", "b", "c"]), clips, n_shown)
+
+
+def test_a_confusion_matrix_with_its_clips():
+    spec = confusion().spec
+    cells = {c["key"]: (c["total"], c["shown"]) for c in spec["confusion"]["cells"]}
+    assert cells == {"0,1": (3, 2), "1,0": (1, 1), "0,0": (1, 1), "1,1": (1, 1), "2,2": (1, 1)}
+    assert spec["confusion"]["selected"] == "0,1", "the most frequent error first"
+    assert spec["confusion"]["counts"] == [[1, 3, 0], [1, 1, 0], [0, 0, 1]]
+    assert [p["group"] for p in spec["panels"]].count("0,1") == 2 and spec["panels"][0]["title"].startswith("clip 1,")
+    assert confusion().still().width > 100
+
+
+# -- films
+
+@pytest.mark.parametrize("make", [scene, confusion, lambda: AttentionView(CLIP, torch.rand(2, 2, 12, 12)), lambda: FrameScrubber(CLIP[:1])])
+def test_every_view_becomes_a_film(make, tmp_path):
+    player = make()
+    n = player.spec["n"]
+    gif, mp4 = player.to_gif(tmp_path / "film.gif", 48), player.to_mp4(tmp_path / "film.mp4", 48)
+    picture = Image.open(gif)
+    assert getattr(picture, "n_frames", 1) in (n, len({p.tobytes() for p in film(player.spec, 48)}))  # equal frames may be merged
+    assert probe(mp4).num_frames == n
+    if n > 1: assert len({p.tobytes() for p in film(player.spec, 48)}) > 1, "something moves"
+
+
+def test_films_are_whole_or_absent(tmp_path):
+    with pytest.raises(OSError): scene().to_gif(tmp_path / "missing" / "film.gif")
+    with pytest.raises(ValueError): Player([Panel(CLIP, [Heat(np.zeros((3, 4, 4)))])]).to_mp4(tmp_path / "film.mp4")
+    assert list(tmp_path.iterdir()) == []
+
+
+# -- odd clips
+
+def test_huge_clips_are_thinned_and_it_is_said():
+    it = footage(np.zeros((2000, 6, 8), np.uint8))
+    assert len(it.frames) == 250 and it.note == "every 8th of 2000 frames" and it.clock([0, 1999]) == [0, 249]
+    large = FrameScrubber(torch.zeros(2, 3, 2160, 3840, dtype=torch.uint8))
+    assert large.note == "3840 \u00d7 2160 pixels, shown smaller"
+    picture = Image.open(io.BytesIO(base64.b64decode(large.spec["clips"][0]["images"][0])))
+    assert picture.size == (448, 252)
+
+
+def test_an_item_of_a_data_set_in_its_own_colours():
+    video = clip_transform(16, short_side=16)(torch.from_numpy(CLIP).permute(0, 3, 1, 2))
+    assert np.abs(footage((video, 3)).frames.astype(int) - CLIP[:, :, 2:18].astype(int)).max() <= 1
+    with pytest.raises(ValueError, match="undo the normalisation"): footage((video * 9, 3))
+    with pytest.raises(ValueError, match="undo the normalisation"): footage(video)  # a bare tensor: nobody says how it was normalised
+
+
+def test_views_of_missing_values():
+    maps = rng.uniform(size=(12, 4, 4))
+    maps[3:5] = np.nan
+    spec = CompareView(CLIP, {"some": maps, "none": np.full((12, 4, 4), np.nan), "curve": Track("c", [np.nan] * 12)}).spec
+    json.dumps(spec, allow_nan=False)
+    assert spec["tracks"][0]["values"] == [None] * 12

@@ -3,10 +3,11 @@
 // One file, two coats. As an ES module its default export is an anywidget (`render`), for notebooks with a kernel; inlined into a page
 // it is started by `mountAll()`. Both call `mount(element, spec, ask)`. Nothing is ever fetched: frames and maps travel inside `spec`,
 // which stasta_edu/widgets.py writes (`Player.spec`). All text reaches the page through textContent, so labels cannot inject markup.
+// Curves and matrices are plotly's: drawn once, with a play head of our own above them, so that playing costs plotly nothing.
 
 const INK = ["#56B4E9", "#E69F00", "#009E73", "#CC79A7", "#F0E442", "#0072B2", "#D55E00"]; // Okabe-Ito: told apart with any colour vision
 const WHEEL = [[230, 159, 0], [204, 121, 167], [0, 114, 178], [0, 158, 115]];              // right, down, left, up
-const SPEEDS = [0.25, 0.5, 1, 2, 4];
+const SPEEDS = [0.25, 0.5, 1, 2, 4], CURVE = 92; // pixels
 const ICONS = {
   play: "M7 4.5v15l12.5-7.5z", pause: "M6 4.5h4.2v15H6zM13.8 4.5H18v15h-4.2z",
   back: "M5 5h2.6v14H5zM19 5v14L8.6 12z", forward: "M16.4 5H19v14h-2.6zM5 5l10.4 7L5 19z",
@@ -289,32 +290,72 @@ function pattern(id) { // diagonal lines: decisive segments are told by pattern 
   return p;
 }
 
-function drawCurve(track, n, width, uid) {
-  const height = 92, top = 8, bottom = height - 8, svg = draw("svg", { width, height, role: "img", class: "sta-plot" });
-  const { at } = curveOf(track, n), x = (t) => ((t + 0.5) / n) * width, y = (v) => bottom - ((v - track.min) / (track.max - track.min)) * (bottom - top);
-  svg.append(pattern(`${uid}h`), draw("rect", { x: 0, y: 0, width, height, class: "sta-ground" }));
-  for (const s of track.segments.filter((s) => s.decisive)) {
-    svg.append(draw("rect", { x: (s.start / n) * width, y: 0, width: ((s.end - s.start) / n) * width, height, fill: `url(#${uid}h)`, class: "sta-shade" }));
-  }
-  for (const v of ticks(track.min, track.max)) svg.append(draw("line", { x1: 0, x2: width, y1: y(v), y2: y(v), class: Math.abs(v) < 1e-12 ? "sta-zero" : "sta-grid" }));
-  const runs = []; // stretches without a missing value
-  track.values.forEach((v, i) => { if (v === null) runs.push([]); else { if (!runs.length) runs.push([]); runs.at(-1).push([x(at[i]), v]); } });
-  const base = y(clamp(0, track.min, track.max));
+function plotCurve(track, n, colour) { // plotly's traces and layout; the x axis is the time line, frame t lies between t - 0.5 and t + 0.5
+  const { at } = curveOf(track, n), data = [], runs = [[]]; // runs: stretches without a missing value
+  track.values.forEach((v, i) => { if (v === null) runs.push([]); else runs.at(-1).push([at[i], v]); });
   for (const run of runs.filter((r) => r.length)) {
-    const line = run.map(([px, v], i) => `${i ? "L" : "M"}${px.toFixed(1)} ${y(v).toFixed(1)}`).join("");
-    const area = `${line}L${run.at(-1)[0].toFixed(1)} ${base}L${run[0][0].toFixed(1)} ${base}Z`;
-    for (const [side, from, to] of [["for", 0, base], ["against", base, height]]) {
-      const clip = draw("clipPath", { id: `${uid}${side}${svg.childElementCount}` });
-      clip.append(draw("rect", { x: 0, y: from, width, height: Math.max(0, to - from) }));
-      svg.append(clip, draw("path", { d: area, class: `sta-area-${side}`, "clip-path": `url(#${clip.id})` }));
+    for (const [side, keep] of [["for", (v) => Math.max(v, 0)], ["against", (v) => Math.min(v, 0)]]) {
+      const points = withCrossings(run).map(([x, v]) => [x, keep(v)]);
+      if (points.some(([, v]) => v)) data.push({ x: points.map((q) => q[0]), y: points.map((q) => q[1]), mode: "lines", line: { width: 0 }, fill: "tozeroy", fillcolor: half(colour(side)), hoverinfo: "skip" });
     }
-    svg.append(draw("path", { d: line, class: "sta-line" }));
-    for (const [px, v] of run) if (run.length <= 32 || run.length === 1) svg.append(draw("circle", { cx: px, cy: y(v), r: 2.6, class: "sta-dot" }));
+    data.push({ x: run.map((q) => q[0]), y: run.map((q) => q[1]), mode: run.length <= 64 ? "lines+markers" : "lines", line: { color: colour("ink"), width: 1.6 },
+      marker: { color: colour("ink"), size: 6, line: { color: colour("ground"), width: 1.2 } }, hovertemplate: `frame %{x}: %{y:.3~g}${track.unit ? ` ${escapeHtml(track.unit)}` : ""}<extra></extra>` });
   }
-  const best = track.values.reduce((k, v, i) => (v !== null && (track.values[k] === null || v > track.values[k]) ? i : k), 0);
-  svg.setAttribute("aria-label", `${track.title}: from ${number(track.min)} to ${number(track.max)}, largest at frame ${at[best]}`);
-  svg.dataset.marks = JSON.stringify(ticks(track.min, track.max).map((v) => [y(v), number(v)]));
-  return { svg, height };
+  const lines = ticks(track.min, track.max);
+  const layout = { margin: { l: 0, r: 0, t: 0, b: 0 }, showlegend: false, paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", dragmode: false, hovermode: "closest", hoverdistance: 12,
+    hoverlabel: { bgcolor: colour("bg"), bordercolor: colour("line"), font: { color: colour("ink"), size: 12, family: FONT } },
+    xaxis: { range: [-0.5, n - 0.5], visible: false, fixedrange: true },
+    yaxis: { range: [track.min, track.max], fixedrange: true, showticklabels: false, ticks: "", tickvals: lines, gridcolor: colour("grid"), zeroline: true, zerolinecolor: colour("zero"), zerolinewidth: 1.2 } };
+  return { data, layout, lines };
+}
+
+function withCrossings(points) { // with the places where a line crosses zero, so that both sides can be filled up to them
+  return points.flatMap(([x, v], i) => {
+    const [px, pv] = points[i - 1] || [x, v];
+    return pv * v < 0 ? [[px + (x - px) * pv / (pv - v), 0], [x, v]] : [[x, v]];
+  });
+}
+
+const escapeHtml = (text) => String(text).replace(/[&<>"]/g, (c) => ({ "&": "&amp;", "<": "&lt;", ">": "&gt;", '"': "&quot;" })[c]); // plotly reads a little markup in its labels
+
+function largestAt(track, at) { // the frame of the largest value, for those who listen
+  return at[track.values.reduce((k, v, i) => (v !== null && (track.values[k] === null || v > track.values[k]) ? i : k), 0)];
+}
+
+function plotMatrix(values, x, y, colours, options, colour) { // values: rows of numbers
+  const scale = colours.map((hex, i) => [i / (colours.length - 1), `#${hex}`]);
+  const axis = (title, labels) => ({ title: { text: title, font: { size: 12 }, standoff: 6 }, tickvals: range(labels.length), ticktext: labels, fixedrange: true, showgrid: false, zeroline: false, ticks: "", tickangle: 0, automargin: false, color: colour("soft") });
+  return {
+    data: [{ type: "heatmap", z: values, zmin: options.min, zmax: options.max, colorscale: scale, xgap: 1, ygap: 1, showscale: !!options.bar, hoverongaps: false, customdata: options.notes,
+      text: options.text, texttemplate: options.text ? "%{text}" : undefined, textfont: { size: 11 }, hovertemplate: `${options.hover}<extra></extra>`,
+      colorbar: { thickness: 10, outlinewidth: 0, tickfont: { color: colour("soft"), size: 11 }, nticks: 4, x: 1.02, xpad: 0, ypad: 0, tickformat: ".2~g" } }],
+    layout: { margin: options.margin, font: { family: FONT, size: 11, color: colour("ink") }, paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", dragmode: false, hovermode: "closest",
+      hoverlabel: { bgcolor: colour("bg"), bordercolor: colour("line"), font: { color: colour("ink"), size: 12, family: FONT }, align: "left" },
+      xaxis: axis(options.columns, x), yaxis: { ...axis(options.rows, y), autorange: "reversed" } },
+  };
+}
+
+const half = (rgb) => rgb.replace(/rgba?\(([^,]+,[^,]+,[^,)]+).*/, "rgba($1, 0.5)");
+const FONT = 'system-ui, -apple-system, "Segoe UI", Roboto, "Liberation Sans", Arial, sans-serif';
+const QUIET = { displayModeBar: false, responsive: false, doubleClick: false, showTips: false };
+
+// ------------------------------------------------------------------ plotly's own script: once for a page, and only where a plot needs it
+function plotly(ask) {
+  if (globalThis.Plotly?.react) return Promise.resolve(globalThis.Plotly);
+  const box = (globalThis.stastaPlotly ??= {});
+  if (box.promise && performance.now() - box.since < 15000) return box.promise; // asked for by another player of this page
+  box.since = performance.now();
+  box.promise = new Promise((done) => { box.done = done; });
+  if (ask) ask({ kind: "plotly" });
+  return box.promise;
+}
+
+async function receivePlotly(buffer) { // gzipped, from the kernel
+  const text = await new Response(new Blob([buffer]).stream().pipeThrough(new DecompressionStream("gzip"))).blob();
+  const script = document.createElement("script"), url = URL.createObjectURL(new Blob([text], { type: "text/javascript" }));
+  script.onload = () => { URL.revokeObjectURL(url); globalThis.stastaPlotly.done(globalThis.Plotly); };
+  script.src = url;
+  document.head.append(script);
 }
 
 function drawSegments(track, n, width, uid) {
@@ -324,8 +365,8 @@ function drawSegments(track, n, width, uid) {
     s.x = (s.start / n) * width; s.w = Math.max(3, ((s.end - s.start) / n) * width); s.text = ruler.measureText(s.name).width + 14;
     s.inside = s.text <= s.w; s.flip = !s.inside && s.x + s.w + s.text > width && s.x >= s.text;
     const from = s.flip ? s.x - s.text : s.x, to = s.inside ? s.x + s.w : s.flip ? s.x + s.w : s.x + s.w + s.text;
-    s.lane = lanes.findIndex((end) => end <= from); if (s.lane < 0) s.lane = lanes.length;
-    lanes[s.lane] = to + 4;
+    s.lane = lanes.findIndex((end) => end <= from + 0.5); if (s.lane < 0) s.lane = lanes.length;
+    lanes[s.lane] = s.inside ? to : to + 4;
   }
   const height = lanes.length * row + 4, svg = draw("svg", { width, height, role: "img", class: "sta-plot" });
   svg.append(pattern(`${uid}h`), draw("rect", { x: 0, y: 0, width, height, class: "sta-ground" }));
@@ -351,21 +392,35 @@ export function mount(host, spec, ask = null) {
   const state = { frame: 0, playing: false, loop: spec.loop !== false, speed: 1, alive: true };
   const root = make("div", { class: "sta", role: "group", "aria-label": spec.title || "Video player", "data-frame": 0, "data-playing": "false" });
   host.replaceChildren(root);
+  const probe = make("i", { hidden: true });
+  const colour = (name) => { probe.style.color = `var(--sta-${name})`; return getComputedStyle(probe).color; }; // plotly wants numbers, not variables
+  const plots = []; // functions that draw a plot again: after a change of width or theme
 
   // -- panels
-  const panels = spec.panels.map((panel, p) => buildPanel(panel, p));
-  const stage = make("div", { class: `sta-panels${panels.length === 1 && panels[0].side.childElementCount ? " sta-single" : ""}` }, ...panels.map((p) => p.element));
-  const natural = panels.reduce((sum, p) => sum + p.width + 20, 20);
-  const beside = stage.classList.contains("sta-single") ? 250 : 0;
-  root.style.maxWidth = `${Math.max(natural + beside, spec.tracks.length ? 780 : 500)}px`;
+  const stage = make("div", { class: "sta-panels" });
+  const confusion = spec.confusion ? confusionPanel(spec.confusion) : null;
+  let panels = spec.panels.filter((p) => !confusion || p.group === spec.confusion.selected).map(buildPanel);
+  const aside = [...(confusion ? [confusion.element] : []), ...panels.filter((p) => p.matrix).map((p) => p.matrix.element)];
+  fillStage();
+  const alone = panels.length === 1 && !aside.length && panels[0].side.childElementCount > 0;
+  stage.classList.toggle("sta-single", alone);
+  stage.classList.toggle("sta-compact", panels.length > 3);
+  const natural = panels.reduce((sum, p) => sum + p.width + 20, 20) + aside.length * 420;
+  root.style.maxWidth = confusion ? "1180px" : `${Math.max(Math.min(natural, 1500) + (alone ? 250 : 0), spec.tracks.length ? 780 : 500)}px`;
+
+  function fillStage() {
+    const shown = panels.map((p) => p.element);
+    if (confusion) stage.replaceChildren(confusion.element, make("div", { class: "sta-cell-clips" }, confusion.heading, make("div", { class: "sta-panels" }, ...shown)));
+    else stage.replaceChildren(...panels.flatMap((p) => (p.matrix ? [p.element, p.matrix.element] : [p.element])));
+  }
 
   function buildPanel(panel) {
-    const shape = panel.h / panel.w, width = Math.round(shape > 1 ? Math.max(240, 420 / shape) : 420);
+    const shape = panel.h / panel.w, small = spec.panels.length > 3 ? 300 : 420, width = spec.confusion ? 260 : Math.round(shape > 1 ? Math.max(240, small / shape) : small);
     const canvas = make("canvas", { role: "img", "aria-label": [panel.title || spec.title || "clip", ...panel.layers.map((l) => l.title)].join(", ") });
     const when = make("span", { class: "sta-when" }), work = make("span", { class: "sta-work", role: "status", "aria-live": "polite" });
     const layers = panel.layers.map((layer) => ({ spec: layer, shown: true, opacity: layer.opacity, index: nearest(layer.at, n), render: null }));
     const side = make("div", { class: "sta-side" });
-    const built = { panel, canvas, when, work, layers, side, width, frames: [] };
+    const built = { panel, number: spec.panels.indexOf(panel), canvas, when, work, layers, side, width, frames: [], matrix: null };
     if (panel.choice) side.append(chooser(built, panel.choice));
     layers.forEach((layer) => side.append(layerControls(built, layer)));
     const header = make("div", { class: "sta-head" }, make("span", { class: "sta-name" }, panel.title || ""), work, when);
@@ -374,7 +429,112 @@ export function mount(host, spec, ask = null) {
     const plain = !panel.title && !panel.choice && layers.every((l) => !l.spec.at);
     built.element = make("div", { class: "sta-panel" }, make("div", { class: "sta-main" }, ...(plain ? [] : [header]), view), side);
     built.element.style.setProperty("--sta-width", `${width}px`);
+    if (panel.matrix) built.matrix = matrixPanel(built, panel.matrix, view);
+    canvas.addEventListener("pointerdown", () => stage.focus({ preventScroll: true }));
     return built;
+  }
+
+  // -- a T x T matrix at each place: click or drag on the picture to choose the place, click a row to go to its frame
+  function matrixPanel(built, matrix, view) {
+    const mark = make("div", { class: "sta-region", hidden: true }), row = make("i", { class: "sta-row-mark" }), plot = make("div", { class: "sta-heatmap", role: "img" });
+    const where = make("span", { class: "sta-when", role: "status", "aria-live": "polite" });
+    const mean = make("button", { type: "button", class: "sta-text", onclick: () => choosePlaces(null) }, "mean of all places");
+    const host = make("div", { class: "sta-matrix" }, plot, row);
+    const element = make("div", { class: "sta-panel" }, make("div", { class: "sta-main" }, make("div", { class: "sta-head" }, make("span", { class: "sta-name" }, matrix.title), where), host),
+      make("div", { class: "sta-side" }, make("div", { class: "sta-row" }, mean, make("span", { class: "sta-legend" }, "click or drag on the clip, or shift and the arrow keys"))));
+    element.style.setProperty("--sta-width", `${built.width}px`);
+    const { w, h, at } = matrix, n_at = at.length, index = nearest(at, n), margin = { l: 52, r: 56, t: 6, b: 46 };
+    let data = null, chosen = null; // chosen: cells [x0, y0, x1, y1], both ends included
+    view.append(mark);
+    view.classList.add("sta-pick");
+    function values() {
+      const [x0, y0, x1, y1] = chosen || [0, 0, w - 1, h - 1], sum = new Float64Array(n_at * n_at);
+      for (let y = y0; y <= y1; y++) for (let x = x0; x <= x1; x++) for (let k = 0; k < sum.length; k++) sum[k] += data[y * w + x][4 * k];
+      const places = (x1 - x0 + 1) * (y1 - y0 + 1), value = (k) => matrix.min + (sum[k] / places - 1) / 254 * (matrix.max - matrix.min);
+      return range(n_at).map((i) => range(n_at).map((j) => value(i * n_at + j)));
+    }
+    async function paint() {
+      const side = Math.min(host.clientWidth, built.canvas.clientHeight || 420);
+      if (!data || !side) return;
+      const z = values(), P = await plotly(ask);
+      const { data: traces, layout } = plotMatrix(z, at.map(String), at.map(String), spec.colours.viridis,
+        { min: matrix.min, max: matrix.max, bar: true, margin, rows: "frame that asks", columns: "frame that is asked", hover: "frame %{y} asks frame %{x}: %{z:.3f}" }, colour);
+      Object.assign(layout, { width: host.clientWidth, height: side });
+      await P.react(plot, traces, layout, QUIET);
+      root.dataset.plots = +(root.dataset.plots || 0) + 1;
+      const top = z.reduce((best, r, i) => { const j = r.indexOf(Math.max(...r)); return r[j] > best[2] ? [at[i], at[j], r[j]] : best; }, [0, 0, -Infinity]);
+      plot.setAttribute("aria-label", `${matrix.title}, ${chosen ? "chosen places" : "mean of all places"}: most asked is frame ${top[1]} by frame ${top[0]}, ${number(top[2])}`);
+      root.dataset.matrix = z.flat().map((v) => v.toFixed(3)).join(" ");
+      place(side);
+    }
+    function place(side = plot.clientHeight) { // the row of the frame on the screen; geometry follows from the margins
+      const cell = (side - margin.t - margin.b) / n_at;
+      Object.assign(row.style, { left: `${margin.l}px`, right: `${margin.r}px`, top: `${margin.t + index[state.frame] * cell}px`, height: `${cell}px` });
+    }
+    function choosePlaces(cells) {
+      chosen = cells; mark.hidden = !cells; mean.disabled = !cells;
+      where.textContent = !cells ? "mean of all places" : cells[0] === cells[2] && cells[1] === cells[3] ? `place ${cells[0]}, ${cells[1]}` : `places ${cells[0]}\u2013${cells[2]}, ${cells[1]}\u2013${cells[3]}`;
+      root.dataset.places = cells ? cells.join(" ") : "all";
+      if (cells) Object.assign(mark.style, { left: `${100 * cells[0] / w}%`, top: `${100 * cells[1] / h}%`, width: `${100 * (cells[2] - cells[0] + 1) / w}%`, height: `${100 * (cells[3] - cells[1] + 1) / h}%` });
+      paint();
+    }
+    const cellAt = (event) => { const box = view.getBoundingClientRect(); return [clamp(Math.floor((event.clientX - box.left) / box.width * w), 0, w - 1), clamp(Math.floor((event.clientY - box.top) / box.height * h), 0, h - 1)]; };
+    let from = null;
+    view.addEventListener("pointerdown", (event) => { from = cellAt(event); view.setPointerCapture(event.pointerId); choosePlaces([...from, ...from]); event.preventDefault(); });
+    view.addEventListener("pointermove", (event) => { if (from) { const to = cellAt(event); choosePlaces([Math.min(from[0], to[0]), Math.min(from[1], to[1]), Math.max(from[0], to[0]), Math.max(from[1], to[1])]); } });
+    view.addEventListener("pointerup", () => { from = null; });
+    view.addEventListener("pointercancel", () => { from = null; });
+    plot.addEventListener("click", (event) => { const box = plot.getBoundingClientRect(), k = Math.floor((event.clientY - box.top - margin.t) / (box.height - margin.t - margin.b) * n_at); if (k >= 0 && k < n_at) { pause(); show(at[k]); } });
+    plots.push(paint);
+    return { element, place, step(dx, dy) { const [x, y] = chosen || [Math.floor(w / 2), Math.floor(h / 2)], to = [clamp(x + dx, 0, w - 1), clamp(y + dy, 0, h - 1)]; choosePlaces([...to, ...to]); },
+      async load() { data = await unpack({ ...matrix, w: n_at, h: n_at }); choosePlaces(null); } };
+  }
+
+  // -- a confusion matrix: click a cell, see its clips
+  function confusionPanel(matrix) {
+    const plot = make("div", { class: "sta-heatmap", role: "img", "aria-label": matrix.label }), heading = make("div", { class: "sta-head" });
+    const select = make("select", { "aria-label": "Cell of the matrix", onchange: () => choose(select.value) }, ...matrix.cells.map((cell) => make("option", { value: cell.key }, `${cell.truth} \u2192 ${cell.answer} (${cell.total})`)));
+    const mark = make("i", { class: "sta-cell-mark" }), host = make("div", { class: "sta-matrix" }, plot, mark), side = matrix.classes.length, margin = { l: 34, r: 8, t: 4, b: 40 };
+    const element = make("div", { class: "sta-confusion" }, make("div", { class: "sta-head" }, make("span", { class: "sta-name" }, "confusion"), make("span", { class: "sta-when" }, "click a cell")), host,
+      make("label", { class: "sta-choice" }, make("span", {}, "cell"), select));
+    let size = 0;
+    async function paint() {
+      const width = host.clientWidth;
+      if (!width) return;
+      const P = await plotly(ask), names = matrix.classes.map((name, i) => `${i}  ${escapeHtml(name)}`);
+      const shares = matrix.counts.map((r) => { const sum = r.reduce((a, b) => a + b, 0) || 1; return r.map((v) => (v ? v / sum : null)); });
+      const notes = matrix.counts.map((r, i) => r.map((v, j) => `truth: ${names[i]}<br>answer: ${names[j]}<br>${v} clip${v === 1 ? "" : "s"}`));
+      const { data, layout } = plotMatrix(shares, range(side).map(String), range(side).map(String), spec.colours.blues,
+        { min: 0, max: 1, margin, rows: "truth", columns: "answer", hover: "%{customdata}", notes, text: matrix.counts.map((r) => r.map((v) => (v ? String(v) : ""))) }, colour);
+      size = width; layout.plot_bgcolor = colour("ground");
+      Object.assign(layout, { width, height: width - margin.l - margin.r + margin.t + margin.b });
+      await P.react(plot, data, layout, QUIET);
+      root.dataset.plots = +(root.dataset.plots || 0) + 1;
+      place();
+    }
+    function place() {
+      const cell = (size - margin.l - margin.r) / side, [i, j] = (root.dataset.cell || matrix.selected).split(",").map(Number);
+      Object.assign(mark.style, { left: `${margin.l + j * cell}px`, top: `${margin.t + i * cell}px`, width: `${cell}px`, height: `${cell}px` });
+    }
+    function head(cell) {
+      heading.replaceChildren(make("span", { class: "sta-name" }, cell.truth === cell.answer ? cell.truth : `${cell.truth} \u2192 ${cell.answer}`),
+        make("span", { class: "sta-when" }, `${cell.total} clip${cell.total === 1 ? "" : "s"}${cell.shown < cell.total ? `, ${cell.shown} shown` : ""}`));
+    }
+    async function choose(key) {
+      const cell = matrix.cells.find((c) => c.key === key);
+      if (!cell) return;
+      root.dataset.cell = key; select.value = key; head(cell); place();
+      panels = spec.panels.filter((p) => p.group === key).map(buildPanel);
+      fillStage();
+      await loadPanels(); layout();
+    }
+    plot.addEventListener("click", (event) => {
+      const box = plot.getBoundingClientRect(), cell = (size - margin.l - margin.r) / side;
+      choose(`${Math.floor((event.clientY - box.top - margin.t) / cell)},${Math.floor((event.clientX - box.left - margin.l) / cell)}`);
+    });
+    root.dataset.cell = matrix.selected; select.value = matrix.selected; head(matrix.cells.find((c) => c.key === matrix.selected));
+    plots.push(paint);
+    return { element, heading };
   }
 
   function layerControls(built, layer) {
@@ -387,40 +547,58 @@ export function mount(host, spec, ask = null) {
       layer.spec.style = layer.spec.style === "wheel" ? "arrows" : "wheel"; label(); refreshLegend(layer); paintPanel(built); } });
     const label = () => style && (style.textContent = layer.spec.style === "wheel" ? "show arrows" : "show colours");
     label();
-    const row = make("div", { class: "sta-row" }, make("label", { class: "sta-check" }, box, make("span", {}, layer.spec.title)), style, slider);
+    layer.name = make("span", {}, layer.spec.title);
+    const row = make("div", { class: "sta-row" }, make("label", { class: "sta-check" }, box, layer.name), style, slider);
     return make("div", { class: "sta-layer" }, row, layer.legend);
   }
 
   function refreshLegend(layer) { layer.legend.replaceChildren(legend(layer.spec, spec.colours)); }
 
-  function chooser(built, choice) { // the class to explain: maps that are here at once, others are asked of the kernel
-    const select = make("select", { "aria-label": choice.label, onchange: () => choose(built, choice, +select.value) });
-    for (const option of choice.options) {
-      const here = String(option.value) in choice.maps;
-      if (here || ask) select.append(make("option", { value: option.value }, option.label));
-    }
-    select.value = choice.value;
-    built.select = select;
-    return make("label", { class: "sta-choice" }, make("span", {}, choice.label), select);
+  function chooser(built, choice) { // what to show: maps that are here at once, others are asked of the kernel
+    built.selects = choice.controls.map((control, k) => {
+      const select = make("select", { "aria-label": control.label, onchange: () => choose(built, choice) });
+      for (const option of control.options) select.append(make("option", { value: option.value }, option.label));
+      select.value = choice.key.split("|")[k];
+      return select;
+    });
+    offer(built, choice);
+    return make("div", { class: "sta-choices" }, ...choice.controls.map((control, k) => make("label", { class: "sta-choice" }, make("span", {}, control.label), built.selects[k])));
   }
 
-  async function choose(built, choice, value) {
+  function offer(built, choice) { // without a kernel only what is here can be chosen; an option leads to the nearest choice that is
+    if (ask) return;
+    const here = Object.keys(choice.maps).map((key) => key.split("|"));
+    built.selects.forEach((select, k) => { for (const option of [...select.options]) if (!here.some((parts) => parts[k] === option.value)) option.remove(); });
+  }
+
+  async function choose(built, choice, key = built.selects.map((s) => s.value).join("|")) {
+    if (!(key in choice.maps) && !ask) { // keep what was just changed, give way in the rest
+      const before = choice.key.split("|"), wanted = key.split("|"), changed = wanted.findIndex((v, k) => v !== before[k]);
+      const fits = (parts) => parts.filter((v, k) => v === wanted[k]).length;
+      key = Object.keys(choice.maps).filter((other) => other.split("|")[changed] === wanted[changed]).sort((a, b) => fits(b.split("|")) - fits(a.split("|")))[0];
+      key.split("|").forEach((v, k) => { built.selects[k].value = v; });
+    }
     const layer = built.layers[choice.layer];
-    choice.value = value;
-    if (String(value) in choice.maps) { Object.assign(layer.spec, choice.maps[value]); built.work.textContent = ""; await prepare(built, layer); root.dataset.chosen = value; return; }
+    choice.key = key;
+    if (key in choice.maps) {
+      Object.assign(layer.spec, choice.maps[key]); layer.name.textContent = layer.spec.title;
+      built.work.textContent = ""; root.removeAttribute("aria-busy");
+      await prepare(built, layer); root.dataset.chosen = key;
+      return;
+    }
     built.work.replaceChildren(make("i", { class: "sta-spin" }), "computing\u2026");
     root.setAttribute("aria-busy", "true"); built.asked = performance.now();
-    ask({ kind: "choose", panel: panels.indexOf(built), value });
+    ask({ kind: "choose", panel: built.number, key });
   }
 
-  async function receive(message) { // the kernel's answer to a choice
-    const built = panels[message.panel];
+  async function receive(message, buffers) { // the kernel's answer
+    if (message.kind === "plotly") return receivePlotly(buffers[0]);
+    const built = panels.find((p) => p.number === message.panel);
     if (!built || !built.panel.choice) return;
-    root.removeAttribute("aria-busy");
-    if (message.kind === "failed") { built.work.textContent = message.text; return; }
-    built.panel.choice.maps[message.value] = message.layer;
+    if (message.kind === "failed") { root.removeAttribute("aria-busy"); built.work.textContent = message.text; return; }
+    built.panel.choice.maps[message.key] = message.layer;
     root.dataset.answered = Math.round(performance.now() - built.asked);
-    if (built.panel.choice.value === message.value) await choose(built, built.panel.choice, message.value);
+    if (built.panel.choice.key === message.key) await choose(built, built.panel.choice, message.key);
   }
 
   async function prepare(built, layer) { // decode a layer's maps, then show it
@@ -464,14 +642,34 @@ export function mount(host, spec, ask = null) {
   if (seen.length) rows.lastChild.title = "The frames that the model was given";
 
   const tracks = spec.tracks.map((track, k) => {
-    const left = make("div", { class: "sta-left sta-axis" }), middle = make("div", { class: "sta-mid sta-track", "data-track": k }), right = make("div", { class: "sta-right sta-value" });
+    const left = make("div", { class: "sta-left sta-axis" }), middle = make("div", { class: "sta-mid sta-track", "data-track": k, role: "img" }), right = make("div", { class: "sta-right sta-value" });
     const key = make("span", { class: "sta-key" });
     const any = track.segments.some((s) => s.decisive);
     if (track.values && track.signed) key.append(make("i", { class: "sta-box sta-for" }), "for ", make("i", { class: "sta-box sta-against" }), "against ");
     if (any) key.append(make("i", { class: "sta-box sta-hatched" }), "decisive");
     rows.append(make("div", { class: "sta-left" }), make("div", { class: "sta-mid sta-caption" }, make("span", { class: "sta-name" }, track.title), key), make("div", { class: "sta-right" }), left, middle, right);
-    return { track, left, middle, right, head: make("i", { class: "sta-playhead" }), ...(track.values ? curveOf(track, n) : {}) };
+    const built = { track, left, middle, right, head: make("i", { class: "sta-playhead" }), plot: make("div", { class: "sta-curve" }), ...(track.values ? curveOf(track, n) : {}) };
+    if (track.values) {
+      middle.setAttribute("aria-label", `${track.title}: from ${number(track.min)} to ${number(track.max)}, largest at frame ${largestAt(track, built.at)}`);
+      plots.push(() => paintCurve(built));
+    }
+    return built;
   });
+
+  async function paintCurve(t) {
+    const width = t.middle.clientWidth;
+    if (!width) return;
+    if (!t.plot.isConnected) {
+      const shades = t.track.segments.filter((s) => s.decisive).map((s) => Object.assign(make("i", { class: "sta-shade", title: `${s.name}: frames ${s.start} to ${s.end - 1}, decisive` }), { style: `left:${100 * s.start / n}%;width:${100 * (s.end - s.start) / n}%` }));
+      t.middle.replaceChildren(...shades, t.plot, t.head);
+      t.middle.classList.add("sta-plot");
+      t.left.style.height = t.right.style.height = t.middle.style.height = `${CURVE}px`;
+    }
+    const { data, layout, lines } = plotCurve(t.track, n, colour), P = await plotly(ask), { min, max } = t.track;
+    t.left.replaceChildren(...lines.map((v) => Object.assign(make("span", {}, number(v)), { style: `top:${CURVE * (max - v) / (max - min)}px` })));
+    await P.react(t.plot, data, { ...layout, width, height: CURVE }, QUIET);
+    root.dataset.plots = +(root.dataset.plots || 0) + 1;
+  }
 
   const loop = button("loop", "Loop", () => { state.loop = !state.loop; loop.setAttribute("aria-pressed", state.loop); });
   loop.setAttribute("aria-pressed", state.loop);
@@ -483,7 +681,7 @@ export function mount(host, spec, ask = null) {
 
   stage.tabIndex = 0; stage.dataset.lmSuppressShortcuts = "true"; stage.setAttribute("role", "group"); stage.setAttribute("aria-label", "Frames. Arrow keys step, space plays, home and end jump.");
   const heading = spec.title || spec.note ? make("div", { class: "sta-title" }, spec.title ? make("h3", {}, spec.title) : null, spec.note ? make("p", {}, spec.note) : null) : null;
-  root.append(...[heading, stage, rows, controls].filter(Boolean));
+  root.append(...[heading, stage, rows, controls, probe].filter(Boolean));
 
   // -- what happens
   function show(frame) {
@@ -492,7 +690,7 @@ export function mount(host, spec, ask = null) {
     slider.value = state.frame; fill(slider);
     slider.setAttribute("aria-valuetext", `frame ${state.frame} of ${n - 1}, ${(state.frame / spec.fps).toFixed(2)} seconds`);
     frameText.textContent = state.frame; timeText.textContent = `${(state.frame / spec.fps).toFixed(2)} s`;
-    panels.forEach(paintPanel);
+    panels.forEach((p) => { paintPanel(p); p.matrix?.place(); });
     for (const t of tracks) {
       t.head.style.left = `${((state.frame + 0.5) / n) * 100}%`;
       if (t.track.values) { const v = t.track.values[t.index[state.frame]]; t.right.textContent = v === null ? "no value" : (t.track.signed ? signedText(v) : number(v)) + (t.track.unit ? ` ${t.track.unit}` : ""); }
@@ -530,6 +728,8 @@ export function mount(host, spec, ask = null) {
     if (event.altKey || event.ctrlKey || event.metaKey) return;
     const jump = { ArrowLeft: -1, ArrowDown: -1, ArrowRight: 1, ArrowUp: 1, PageDown: 10, PageUp: -10 }[event.key];
     if (own && event.key !== " ") { event.stopPropagation(); return; }
+    const picking = panels.find((p) => p.matrix), way = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] }[event.key];
+    if (picking && event.shiftKey && way) { picking.matrix.step(...way); event.preventDefault(); event.stopPropagation(); return; }
     if (event.key === " ") { if (on.tagName === "BUTTON" || on.tagName === "SELECT" || on.type === "checkbox") return; toggle(); }
     else if (event.key === "Home") { pause(); show(0); }
     else if (event.key === "End") { pause(); show(n - 1); }
@@ -542,7 +742,6 @@ export function mount(host, spec, ask = null) {
     t.middle.addEventListener("pointerdown", (event) => { t.middle.setPointerCapture(event.pointerId); go(event); slider.focus({ preventScroll: true }); event.preventDefault(); });
     t.middle.addEventListener("pointermove", (event) => { if (t.middle.hasPointerCapture(event.pointerId)) go(event); });
   }
-  panels.forEach((p) => p.canvas.addEventListener("pointerdown", () => stage.focus({ preventScroll: true })));
 
   // -- layout: canvases at the screen's own resolution, tracks at their true width
   function layout() {
@@ -553,13 +752,13 @@ export function mount(host, spec, ask = null) {
       if (w && (p.canvas.width !== w || p.canvas.height !== h)) { p.canvas.width = w; p.canvas.height = h; }
     }
     const width = marks.parentElement.clientWidth;
-    if (width !== layout.width) { layout.width = width; drawMarks(width); tracks.forEach((t, k) => drawTrack(t, width, `${uid}t${k}`)); }
+    if (width !== layout.width) { layout.width = width; drawMarks(width); tracks.filter((t) => !t.track.values).forEach((t, k) => drawBars(t, width, `${uid}t${k}`)); plots.forEach((paint) => paint()); }
     show(state.frame);
   }
-  function drawTrack(t, width, id) {
-    const { svg, height } = (t.track.values ? drawCurve : drawSegments)(t.track, n, width, id);
+  function drawBars(t, width, id) {
+    const { svg, height } = drawSegments(t.track, n, width, id);
     t.middle.replaceChildren(svg, t.head); t.left.style.height = t.right.style.height = `${height}px`;
-    t.left.replaceChildren(...JSON.parse(svg.dataset.marks || "[]").map(([y, text]) => Object.assign(make("span", {}, text), { style: `top:${y}px` })));
+    t.middle.setAttribute("aria-label", svg.getAttribute("aria-label"));
   }
   function drawMarks(width) {
     const thumb = 16, x = (t) => ((t + 0.5) / n) * width;
@@ -572,19 +771,35 @@ export function mount(host, spec, ask = null) {
         draw("text", { x: x(s * spec.fps), y: 24, "text-anchor": "middle", class: "sta-tick-text" }, `${+s.toFixed(1)} s`));
     }
   }
-  const observer = new ResizeObserver(() => layout());
+  const observer = new ResizeObserver(() => layout()), dark = matchMedia("(prefers-color-scheme: dark)");
+  const repaint = () => { if (state.alive) plots.forEach((paint) => paint()); }; // plotly's colours are numbers: after a change of theme they are drawn again
+  const themes = new MutationObserver(repaint);
   observer.observe(root);
+  dark.addEventListener("change", repaint);
+  for (const place of [document.documentElement, document.body]) themes.observe(place, { attributes: true, attributeFilter: ["theme", "data-jp-theme-light", "data-vscode-theme-kind"] });
 
-  // -- frames arrive: decoded once, shared by the panels that show the same clip
-  async function load() {
-    const clips = await Promise.all(spec.clips.map((clip) => Promise.all(clip.images.map((image) => decode(image, clip.mime)))));
-    panels.forEach((p) => { p.frames = p.panel.clip === null ? [] : clips[p.panel.clip]; });
+  // -- frames arrive: decoded once, when they are first needed, shared by the panels that show the same clip
+  const decoded = new Map();
+  function clipOf(number) {
+    if (!decoded.has(number)) decoded.set(number, Promise.all(spec.clips[number].images.map((image) => decode(image, spec.clips[number].mime))));
+    return decoded.get(number);
+  }
+  async function loadPanels() {
+    await Promise.all(panels.map(async (p) => { p.frames = p.panel.clip === null ? [] : await clipOf(p.panel.clip); }));
     await Promise.all(panels.flatMap((p) => p.layers.map((layer) => prepare(p, layer))));
+  }
+  async function load() {
+    await loadPanels();
+    await Promise.all(panels.map((p) => p.matrix?.load()));
     layout(); show(state.frame); root.dataset.ready = "true";
   }
   const ready = load().catch((error) => { root.prepend(make("p", { class: "sta-error", role: "alert" }, `The player cannot show this clip: ${error.message}`)); throw error; });
 
-  return { ready, show, toggle, receive, root, destroy() { state.alive = false; state.playing = false; observer.disconnect(); host.replaceChildren(); } };
+  return { ready, show, toggle, receive, root, destroy() {
+    state.alive = false; state.playing = false; observer.disconnect(); themes.disconnect(); dark.removeEventListener("change", repaint);
+    root.querySelectorAll(".js-plotly-plot").forEach((plot) => globalThis.Plotly?.purge(plot));
+    host.replaceChildren();
+  } };
 }
 
 // ------------------------------------------------------------------ coat one: a plain page
@@ -600,7 +815,7 @@ export default {
   render({ model, el }) {
     let view = null;
     const build = () => { view?.destroy(); view = mount(el, structuredClone(model.get("spec")), (message) => model.send(message)); };
-    const answer = (message) => view.receive(message);
+    const answer = (message, buffers) => view.receive(message, buffers);
     build();
     model.on("change:spec", build); model.on("msg:custom", answer);
     return () => { model.off("change:spec", build); model.off("msg:custom", answer); view.destroy(); };
