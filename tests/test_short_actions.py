@@ -1,4 +1,5 @@
 "ShortActions: the ground truth is true, nothing but time tells the classes apart, and an export is whole or can be resumed."
+import csv
 import json
 import os
 from dataclasses import replace
@@ -6,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch.utils.data import DataLoader
 
 from stasta_edu import short_actions
@@ -269,10 +271,86 @@ def test_an_export_leaves_others_alone(tmp_path):
     assert (tmp_path / "test" / "thesis.txt").read_text() == "years of work"
 
 
+@pytest.mark.parametrize("format", ("something_v1", "something_v2", "charades"))
+def test_the_publishers_layouts(tmp_path, format):
+    "Names and lists as the publishers have them, read here with nothing but the standard library."
+    sets = {s: ShortActions(s, length=13 if s == "train" else 2, size=32) for s in SPLITS if format != "charades" or s != "validation"}
+    for ds in sets.values(): assert ds.write_videos(tmp_path, format) == tmp_path
+    ids = [ds.path_of(i, format).stem for ds in sets.values() for i in range(len(ds))]
+    assert len(set(ids)) == len(ids)
+    for split, ds in sets.items():
+        names = [ds.path_of(i, format).stem for i in range(len(ds))]
+        labels = [ds.classes[ds.label(i)] for i in range(len(ds))]
+        frames = [len(ds.scene(i)) for i in range(len(ds))]
+        if format == "something_v1":
+            assert (tmp_path / "something-something-v1-labels.csv").read_text().splitlines() == sorted(ds.classes)
+            rows = (tmp_path / f"something-something-v1-{split}.csv").read_text().splitlines()
+            assert rows == (names if split == "test" else [f"{n};{label}" for n, label in zip(names, labels)])
+            for name, n in zip(names, frames):
+                pictures = sorted(p.name for p in (tmp_path / "20bn-something-something-v1" / name).iterdir())
+                assert pictures == [f"{k:05}.jpg" for k in range(1, n + 1)]
+        if format == "something_v2":
+            numbers = json.loads((tmp_path / "something-something-v2-labels.json").read_text())
+            assert numbers == {label: str(k) for k, label in enumerate(sorted(ds.classes))}
+            items = json.loads((tmp_path / f"something-something-v2-{split}.json").read_text())
+            assert [item["id"] for item in items] == names
+            if split == "test": assert all(set(item) == {"id"} for item in items)
+            else:
+                assert [item["template"].replace("[", "").replace("]", "") for item in items] == labels
+                for item in items:
+                    text = item["template"].lower()
+                    for what in item["placeholders"]: text = text.replace("[something]", what, 1)
+                    assert item["label"] == text
+            info = probe(tmp_path / "20bn-something-something-v2" / f"{names[0]}.webm")
+            assert info.num_frames == frames[0] and info.fps == 12
+        if format == "charades":
+            classes = dict(line.split(" ", 1) for line in (tmp_path / "Charades_v1_classes.txt").read_text().splitlines())
+            with open(tmp_path / f"Charades_v1_{split}.csv", newline="") as file: rows = list(csv.DictReader(file))
+            assert ",".join(rows[0]) == "id,subject,scene,quality,relevance,verified,script,objects,descriptions,actions,length"
+            for row, name, label, n in zip(rows, names, labels, frames, strict=True):
+                code, start, end = row["actions"].split(" ")
+                assert row["id"] == name and len(name) == 5 and classes[code] == label
+                assert 0 <= float(start) < float(end) <= float(row["length"]) + 0.01 and abs(float(row["length"]) - n / 12) < 0.01
+                assert probe(tmp_path / "Charades_v1" / f"{name}.mp4").num_frames == n
+
+
+def test_interrupted_folders_of_pictures(tmp_path, monkeypatch):
+    ds, done = ShortActions("train", length=3, size=32), []
+
+    def stop_in_the_middle(self, path, *args, **kw):
+        if len(done) == 50: raise KeyboardInterrupt
+        done.append(path)
+        return save(self, path, *args, **kw)
+    save = Image.Image.save
+    monkeypatch.setattr(Image.Image, "save", stop_in_the_middle)
+    with pytest.raises(KeyboardInterrupt): ds.write_videos(tmp_path, "something_v1")
+    monkeypatch.undo()
+    assert not (tmp_path / "something-something-v1-train.csv").exists()  # no list before all pictures are there
+    ds.write_videos(tmp_path, "something_v1")
+    for i in range(3): assert len(list((tmp_path / ds.path_of(i, "something_v1")).iterdir())) == len(ds.scene(i))
+    assert not [p for p in tmp_path.rglob("*") if "part" in p.name or "unfinished" in p.name]
+
+
+def test_real_data_is_left_alone(tmp_path):
+    (tmp_path / "20bn-something-something-v2").mkdir()
+    (tmp_path / "20bn-something-something-v2" / "1.webm").write_text("a real video")
+    with pytest.raises(FileExistsError, match="no export of ShortActions"): ShortActions("train", length=2, size=32).write_videos(tmp_path, "something_v2")
+    (tmp_path / "something-something-v1-train.csv").write_text("1;a real list")
+    with pytest.raises(FileExistsError, match="v1-train.csv"): ShortActions("train", length=2, size=32).write_videos(tmp_path, "something_v1")
+    ShortActions("train", family="order", length=2, size=32).write_videos(tmp_path, "charades")
+    with pytest.raises(FileExistsError, match="family='order' there, 'tempo' here"):  # one list of classes serves both splits
+        ShortActions("test", family="tempo", length=2, size=32).write_videos(tmp_path, "charades")
+    assert (tmp_path / "something-something-v1-train.csv").read_text() == "1;a real list" and len(list(tmp_path.iterdir())) == 6
+
+
 def test_where_nothing_can_be_written(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(OSError, match="file.*cannot be written"): ShortActions("train", length=1).write_videos(tmp_path / "file")
     if os.name == "posix" and os.geteuid() != 0:
         (tmp_path / "locked").mkdir(mode=0o500)
         with pytest.raises(OSError, match="locked.*cannot be written"): ShortActions("train", length=1).write_videos(tmp_path / "locked")
-    with pytest.raises(ValueError, match="format must be 'folder'"): ShortActions("train", length=1).write_videos(tmp_path, format="something_v2")
+    with pytest.raises(ValueError, match="format must be one of folder, something_v1, something_v2, charades, not 'avi'"):
+        ShortActions("train", length=1).write_videos(tmp_path, format="avi")
+    with pytest.raises(ValueError, match="Charades has lists for"): ShortActions("validation", length=1).write_videos(tmp_path, format="charades")
+    with pytest.raises(ValueError, match="length is 0"): ShortActions("train", length=0).write_videos(tmp_path)
+    with pytest.raises(OSError, match="cannot be written"): ShortActions("train", length=1).write_videos("/proc/nowhere")
