@@ -82,7 +82,8 @@ def summary(runs):
     table = {}
     for name in RUNS:
         own = [r for r in runs if r["run"] == name]
-        columns = {"all": [r["top1"] for r in own]} | {f: [r["within"][f] for r in own] for f in (own[0]["within"] if own else ())}
+        if not own: continue
+        columns = {"all": [r["top1"] for r in own]} | {f: [r["within"][f] for r in own] for f in own[0]["within"]}
         for column, values in columns.items():
             half = STUDENT_T[len(values)] * statistics.stdev(values) / len(values) ** 0.5 if len(values) in STUDENT_T else None
             table.setdefault(name, {})[column] = dict(mean=statistics.mean(values), plus_minus=half, seeds=len(values))
@@ -104,6 +105,6 @@ if __name__ == "__main__":
             if any((r["run"], r["seed"]) == (name, seed) for r in runs): continue
             runs.append(run(name, seed, options.cache))
             record = dict(version=VERSION, command="python benchmarks/short_actions.py", budget=STANDARD_BUDGET, torch=torch.__version__, threads=options.threads,
-                machine=f"{platform.system()} {platform.machine()}, CPU", chance=dict(all=1 / 12, within=1 / 4), summary=summary(runs), runs=runs)
+                machine=f"{platform.system()} {platform.machine()}, {options.threads} CPU thread(s)", chance=dict(all=1 / 12, within=1 / 4), summary=summary(runs), runs=runs)
             with written_whole(RESULTS) as part: part.write_text(json.dumps(record, indent=1))
             print(json.dumps(runs[-1]), flush=True)

@@ -364,7 +364,7 @@ class Scene:
 
     def __len__(self): return len(self.camera)
 
-# %% ../nbs/02_short_actions.ipynb #37797df4
+# %% ../nbs/02_short_actions.ipynb #433ea3e9
 @patch
 def draw(self: Scene, t) -> np.ndarray:
     "Frame `t`, (H, W, 3) uint8: the background, then each layer over it."
@@ -372,7 +372,7 @@ def draw(self: Scene, t) -> np.ndarray:
     frame = self.background.transform((self.size, self.size), Image.Transform.AFFINE, (1, 0, x, 0, 1, y), Image.Resampling.BILINEAR)
     for layer in self.layers:
         if tile := layer.tile(t): frame.paste(tile[0], tile[1], tile[0])
-    return np.minimum(np.arange(256) * self.gain[t], 255).astype(np.uint8)[np.asarray(frame)]
+    return np.take(np.minimum(np.arange(256) * self.gain[t], 255).astype(np.uint8), np.asarray(frame))
 
 @patch
 def frames(self: Scene, times=None) -> np.ndarray:
