@@ -8,7 +8,7 @@ __all__ = ['VERSION', 'FPS', 'LENGTHS', 'SHORTEST', 'LONGEST', 'FAMILIES', 'WALL
            'displacement_of', 'occluded_after', 'ShortTermAction', 'ShortClip', 'alternate', 'Stage', 'Script',
            'ShortActions', 'CachedClips']
 
-# %% ../nbs/02_short_actions.ipynb #a47e41a2
+# %% ../nbs/02_short_actions.ipynb #b32843e7
 import csv
 import io
 import json
@@ -22,6 +22,7 @@ from functools import lru_cache
 from pathlib import Path
 from types import SimpleNamespace
 
+# %% ../nbs/02_short_actions.ipynb #58477477
 import numpy as np
 import torch
 from PIL import Image, ImageDraw
@@ -88,7 +89,7 @@ remembered = lru_cache(maxsize=2048)
 def pick(rng, options): return options[int(rng.integers(len(options)))]
 def shade(colour, factor): return tuple(min(255, int(c * factor)) for c in colour)
 
-# %% ../nbs/02_short_actions.ipynb #4547e227
+# %% ../nbs/02_short_actions.ipynb #c8760a3d
 def draw_cushion(s, c):
     s.shape([(1, 1), (6.5, 2), (12, 1), (11.2, 6.5), (12, 12), (6.5, 11), (1, 12), (1.8, 6.5)], shade(c, 0.55))
     s.box(1.6, 1.6, 11.4, 11.4, shade(c, 0.6), 2.6)
@@ -97,6 +98,7 @@ def draw_cushion(s, c):
     s.line([(3.4, 9.6), (9.6, 3.4)], shade(c, 0.75), 0.6)
     s.oval(5.6, 5.6, 7.4, 7.4, shade(c, 0.5))
 
+# %% ../nbs/02_short_actions.ipynb #7cb49b42
 def draw_ball(s, c):
     s.oval(1, 1, 12, 12, shade(c, 0.6))
     s.oval(1.6, 1.6, 11.4, 11.4, c)
@@ -111,7 +113,7 @@ def draw_cup(s, c):
     s.oval(1, 0.8, 9.8, 3.6, shade(c, 0.45))
     s.box(1.9, 5.5, 8.9, 7, CREAM)
 
-# %% ../nbs/02_short_actions.ipynb #58781c1c
+# %% ../nbs/02_short_actions.ipynb #9d49ad00
 def draw_box(s, c):
     s.box(1, 1.5, 12, 11.5, shade(c, 0.6), 0.6)
     s.box(1.6, 2.1, 11.4, 10.9, c, 0.4)
@@ -126,6 +128,7 @@ def draw_bottle(s, c):
     s.box(3.8, 7, 9.2, 10, CREAM)
     s.box(4.3, 5.4, 5, 11.4, shade(c, 1.4))
 
+# %% ../nbs/02_short_actions.ipynb #bc8dd113
 THINGS = {"cushion": draw_cushion, "ball": draw_ball, "cup": draw_cup, "box": draw_box, "bottle": draw_bottle}
 
 @remembered
@@ -134,7 +137,7 @@ def thing_sprite(kind, colour, unit):
     THINGS[kind](s, colour)
     return s.finish(sum(colour))
 
-# %% ../nbs/02_short_actions.ipynb #b35dcf73
+# %% ../nbs/02_short_actions.ipynb #67e7137a
 @remembered
 def body_sprite(skin, colour, hair, trousers, unit):  # without trousers, without legs
     s = Sprite(16, 46, unit)
@@ -153,6 +156,7 @@ def body_sprite(skin, colour, hair, trousers, unit):  # without trousers, withou
     s.line([(7, 9.4), (9, 9.4)], shade(skin, 0.6), 0.5)
     return s.finish(sum(colour))
 
+# %% ../nbs/02_short_actions.ipynb #d383f238
 @remembered
 def arm_sprite(skin, colour, unit):
     s = Sprite(14, 6, unit)  # from the shoulder at (2, 3) to the hand at (12, 3)
@@ -230,7 +234,7 @@ def drawer_sprites(c, filling, unit):
     front.box(13, 5.5, 21, 8, GOLD, 1)
     return body.finish(1), front.finish(2)
 
-# %% ../nbs/02_short_actions.ipynb #8807b80f
+# %% ../nbs/02_short_actions.ipynb #c0b5a26c
 @remembered
 def cat_sprite(c, unit):
     s = Sprite(18, 12, unit)
@@ -243,6 +247,7 @@ def cat_sprite(c, unit):
     s.oval(14.9, 3.2, 15.8, 4.3, (240, 230, 120))
     return s.finish(sum(c))
 
+# %% ../nbs/02_short_actions.ipynb #723d789c
 @remembered
 def car_sprite(c, unit):
     s = Sprite(18, 12, unit)
@@ -510,7 +515,7 @@ class Stage:
         self.layers.append(Layer(sprite, poses(sprite, at, angle, scale, pivot), actor))
         return self.layers[-1]
 
-# %% ../nbs/02_short_actions.ipynb #321df355
+# %% ../nbs/02_short_actions.ipynb #6dd3fdb1
 @patch
 def happens(self: Stage, start, end, layer, verb, decisive=False, label=None):
     "Note what a layer does between two times; with a `label` it is an interval of that class, too."
@@ -518,6 +523,7 @@ def happens(self: Stage, start, end, layer, verb, decisive=False, label=None):
     if last - first >= 2: self.events.append((first, last, layer, verb, decisive))
     if label is not None: self.intervals.append((label, first / FPS, last / FPS))
 
+# %% ../nbs/02_short_actions.ipynb #24948287
 @patch
 def film(self: Stage) -> Scene:
     "Camera and light; the speed of an action is that of the middle of its sprite, as the camera sees it."
@@ -656,7 +662,7 @@ def lend_a_hand(self: Stage, path, moves, hold=0.1, reach=0.08):
         self.happens(start - hold - reach, start - hold, layer, "reaches in")
         self.happens(end + hold, end + hold + reach, layer, "draws back")
 
-# %% ../nbs/02_short_actions.ipynb #f8782f00
+# %% ../nbs/02_short_actions.ipynb #cc045a19
 @patch
 def fridge(self: Stage, o, at=None, side=None, fill=None):  # (F,) 0 closed, 1 open; its middle; where the handle is; puts a layer inside
     "A door whose width shrinks about its hinge. Returns the moving part and where its handle is."
@@ -669,6 +675,7 @@ def fridge(self: Stage, o, at=None, side=None, fill=None):  # (F,) 0 closed, 1 o
     layer = self.put(door, hinge, self.name("door"), scale=np.stack([side * width, np.ones(self.n)], 1), pivot=(0.02, 0.5))
     return layer, hinge + np.stack([side * 21 * width, np.full(self.n, -6.0)], 1)
 
+# %% ../nbs/02_short_actions.ipynb #838c38f7
 @patch
 def chest(self: Stage, o):
     "A lid that turns about its hinge."
@@ -726,7 +733,7 @@ class Script:
         "Each value at the `times`, which run from 0 to 1 over the whole script."
         return {name: np.interp(np.asarray(times) * self.now, *zip(*corners)) for name, corners in self.corners.items()}
 
-# %% ../nbs/02_short_actions.ipynb #0851401c
+# %% ../nbs/02_short_actions.ipynb #fa4b75f7
 def wave(script, rng):
     script.go(0.5, wave=1.0)
     script.go(rng.uniform(1.5, 2.5), note=6)
@@ -737,6 +744,7 @@ def stretch(script, rng):
     for goal, seconds in ((1.0, 0.9), (1.0, rng.uniform(0.5, 1.2)), (0.0, 0.9)): script.go(seconds, up=goal)
     script.notes.append((7, start, script.now))
 
+# %% ../nbs/02_short_actions.ipynb #370ddff0
 def squat(script, rng):
     start = script.now
     for goal, seconds in ((0.66, 0.9), (0.66, rng.uniform(0.3, 0.8)), (1.0, 0.9)): script.go(seconds, height=goal)
@@ -749,7 +757,7 @@ def jump(script, rng):
         for goal in (rng.uniform(4, 7), 0.0): script.go(0.3, hop=goal)
     script.notes.append((9, start, script.now))
 
-# %% ../nbs/02_short_actions.ipynb #5975e24c
+# %% ../nbs/02_short_actions.ipynb #49c304c6
 def walk(script, x):
     "Go to `x`; what is held comes along."
     far = x - script.at("x")
@@ -757,6 +765,7 @@ def walk(script, x):
     script.go(max(0.8, abs(far) / 13), note=0, x=x, bottle_x=script.at("bottle_x") + far * script.at("held"))
     script.go(0.15, walking=0.0)
 
+# %% ../nbs/02_short_actions.ipynb #22afccd8
 def visit_fridge(script, rng, place):
     "Open; perhaps take the bottle; drink and close, in either order; perhaps put the bottle on the table."
     walk(script, place.x - 16 * place.side)
@@ -812,7 +821,7 @@ def story(self: Stage, variant: int = 0):
     script.go(rng.uniform(0.3, 1))
     self.play(script, place)
 
-# %% ../nbs/02_short_actions.ipynb #7935ee23
+# %% ../nbs/02_short_actions.ipynb #47d1f41c
 @remembered
 def leg_sprite(trousers, unit):
     s = Sprite(6, 20, unit)
@@ -820,6 +829,7 @@ def leg_sprite(trousers, unit):
     s.box(0.8, 17, 5.4, 19.4, DARK, 1)
     return s.finish(1)
 
+# %% ../nbs/02_short_actions.ipynb #5df825b4
 @patch
 def walker(self: Stage, v, floor, side):
     "A figure with legs: its layer, arm sprite, actor, and where its shoulders are, by side."
@@ -852,7 +862,7 @@ def table_sprite(c, unit):
     s.box(1.2, 1, 20.8, 3.4, c, 0.8)
     return s.finish(3)
 
-# %% ../nbs/02_short_actions.ipynb #1689c244
+# %% ../nbs/02_short_actions.ipynb #b51a3aa2
 @patch
 def play(self: Stage, script, place):
     "Put all layers where the script says, and note its actions."
@@ -861,12 +871,10 @@ def play(self: Stage, script, place):
     if rng.random() < 0.5: self.passer_by(rng.uniform(54, 56))
     path = np.stack([v["bottle_x"], floor + v["bottle_y"] - v["held"] * (v["hop"] - 29 * (1 - v["height"]))], 1)
     sprite, name, tilt = thing_sprite("bottle", pick(rng, VIVID), self.unit), self.name("bottle"), -1.9 * side * v["tilt"]
-    inside = lambda: self.put(sprite, path, name, tilt, 0.7)
-    door, handle = self.fridge(v["door"], (place.x, floor - 21), -side, inside)
+    door, handle = self.fridge(v["door"], (place.x, floor - 21), -side, lambda: self.put(sprite, path, name, tilt, 0.7))
     figure = self.walker(v, floor, side)
     self.put(table_sprite(pick(rng, WOOD), self.unit), (place.table, floor + 1), self.name("table"), pivot=(0.5, 1))
-    out = np.cumsum(v["held"]) > 0
-    bottle = self.put(sprite, np.where(out[:, None], path, -60.0), name, tilt, 0.7)
+    self.put(sprite, np.where((np.cumsum(v["held"]) > 0)[:, None], path, -60.0), name, tilt, 0.7)  # in front, once it is out
     near, far = figure.shoulders[side], figure.shoulders[-side]
     up = lambda s, sway=0.0: np.stack([np.full(self.n, s * 4.0) + sway, np.full(self.n, -12.0)], 1)
     self.arm(figure, side, [(v["to_handle"], handle), (v["to_bottle"], path), (v["up"], near + up(side))])
@@ -907,7 +915,7 @@ def _check(self: ShortActions, length):
     if self.seed < 0: raise ValueError(f"seed must be 0 or more, not {self.seed}")
     if length is not None and length < 0: raise ValueError(f"length must be 0 or more clips, not {length}")
 
-# %% ../nbs/02_short_actions.ipynb #7d7ae2d9
+# %% ../nbs/02_short_actions.ipynb #11b1f57d
 @patch
 def __len__(self: ShortActions): return self.length
 
@@ -917,6 +925,7 @@ def label(self: ShortActions, i: int) -> int | tuple[int, ...]:
     if not 0 <= i < self.length: raise IndexError(f"clip {i} was asked for, but there are {self.length}")
     return tuple(sorted({k for k, _, _ in self.scene(i).intervals})) if self.family == "story" else i % len(self.classes)
 
+# %% ../nbs/02_short_actions.ipynb #bfd394af
 @patch
 def scene(self: ShortActions, i: int) -> Scene:
     "The script of clip `i`, ready to be drawn."
@@ -930,7 +939,7 @@ def scene(self: ShortActions, i: int) -> Scene:
     if family != "story": scene.intervals = [(label, min(times), max(times))]
     return scene
 
-# %% ../nbs/02_short_actions.ipynb #01237ebc
+# %% ../nbs/02_short_actions.ipynb #3b997977
 @patch
 def frame_indices(self: ShortActions, i: int, n: int) -> list[int]:
     "Which of the `n` frames of clip `i` are sampled: a random one of each segment in training (always the same), the middle ones elsewhere."
@@ -944,6 +953,7 @@ def render(self: ShortActions, i: int) -> torch.Tensor:  # (T, 3, H, W) uint8
     frames = scene.frames(self.frame_indices(i, len(scene)))
     return torch.from_numpy(frames).permute(0, 3, 1, 2).contiguous()
 
+# %% ../nbs/02_short_actions.ipynb #23adcf79
 @patch
 def target(self: ShortActions, i: int):
     "What a model should say about clip `i`: its class; of a story, (classes,) float, 1 for each that occurs."
@@ -1014,6 +1024,14 @@ STANDARD_BUDGET = dict(
     epochs=5, batch_size=32,                                # passes over the training clips; clips a step
     optimizer="adamw", lr=4e-3, weight_decay=0.05, schedule="one_cycle",
 )
+
+# %% ../nbs/02_short_actions.ipynb #b6d864ec
+@patch
+def checksum(self: ShortClip) -> str:
+    "A number that changes with any pixel, mask, displacement or action of the clip."
+    total = zlib.crc32(json.dumps([self.label, self.class_name, self.actors, self.intervals, [asdict(a) for a in self.actions]]).encode())
+    for values in (self.frames, self.masks, self.occluded, np.rint(1000 * self.displacement).astype(np.int32)): total = zlib.crc32(values.tobytes(), total)
+    return f"{total:08x}"
 
 # %% ../nbs/02_short_actions.ipynb #87a9ae4d
 MEDIA = {"folder": "{split}/{slug}/{i:05}.mp4", "something_v1": "20bn-something-something-v1/{number}",
