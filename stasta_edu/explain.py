@@ -10,7 +10,7 @@ __all__ = ['find_layer', 'normalise_clip', 'grad_cam', 'reference', 'integrated_
            'shuffle_similarity', 'freeze_frames', 'freeze_drops', 'cut_frames', 'ActionEffect', 'action_effects',
            'Faithfulness', 'insertion_deletion']
 
-# %% ../nbs/15_explain.ipynb #5bbc9ef9
+# %% ../nbs/15_explain.ipynb #d83293a9
 import copy
 import difflib
 import html
@@ -18,6 +18,7 @@ import warnings
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+# %% ../nbs/15_explain.ipynb #bc5eafaf
 import numpy as np
 import torch
 from captum.attr import IntegratedGradients, LayerGradCam, Occlusion
@@ -145,7 +146,7 @@ def normalise_clip(
     peak = maps.abs().amax((1, 2, 3), keepdim=True)
     return maps / peak.where(peak > 0, torch.ones_like(peak))
 
-# %% ../nbs/15_explain.ipynb #4a1caaa8
+# %% ../nbs/15_explain.ipynb #11a1f05f
 def grad_cam(
     model: nn.Module,                      # gives logits (B, classes)
     video: Tensor,                         # (B, T, 3, H, W), float
@@ -164,8 +165,11 @@ def grad_cam(
     with _explaining(model, video) as (model, x):
         cam = _layer_cam(model, x, target, name, temporal_weights == "frame", input_format)
     if not cam.isfinite().all(): raise ValueError(f"Grad-CAM at {name} holds NaN or infinite values; look at the model's weights")
-    cam = F.interpolate((cam if signed else cam.relu())[:, None], (video.shape[1], *video.shape[3:]), mode="trilinear")[:, 0]
-    return normalise_clip(cam).to(video.device)
+    return normalise_clip(_enlarged(cam if signed else cam.relu(), video)).to(video.device)
+
+# %% ../nbs/15_explain.ipynb #a2987118
+def _enlarged(maps, video):  # (B, T', h, w) -> (B, T, H, W)
+    return F.interpolate(maps[:, None], (video.shape[1], *video.shape[3:]), mode="trilinear")[:, 0]
 
 # %% ../nbs/15_explain.ipynb #0ca9b35c
 def reference(
@@ -206,7 +210,7 @@ def integrated_gradients(
     found = _integrated(model, video, target, baseline, steps, input_format).sum(2)
     return normalise_clip(found if signed else found.relu())
 
-# %% ../nbs/15_explain.ipynb #86a2f7bd
+# %% ../nbs/15_explain.ipynb #48632e48
 def occlusion(
     model: nn.Module,                 # gives logits (B, classes)
     video: Tensor,                    # (B, T, 3, H, W), float
@@ -218,15 +222,20 @@ def occlusion(
     input_format="auto",              # as in `grad_cam`
 ) -> Tensor:                          # (B, T, H, W), normalised for each clip
     "How far the logit falls when a box is covered, box by box (through captum)."
-    sizes = video.shape[1], *video.shape[-2:]
-    window = tuple(min(max(1, int(w)), size) for w, size in zip(window or [round(size / 4) for size in sizes], sizes))
-    stride = [min(max(1, int(s)), w) for s, w in zip(stride or [w // 2 for w in window], window)]
+    window, stride = _boxes(video, window, stride)
     with _explaining(model, video) as (model, x), torch.no_grad():
         to_input = _input(input_format, model)
         def forward(v): return model(to_input(v))
-        found = Occlusion(forward).attribute(x, (window[0], 3, *window[1:]), (stride[0], 3, *stride[1:]), reference(x, baseline),
-                                             _classes(forward(x), target), perturbations_per_eval=max(1, 32 // len(x)))[:, :, 0]
+        found = Occlusion(forward).attribute(x, window, stride, reference(x, baseline), _classes(forward(x), target),
+                                             perturbations_per_eval=max(1, 32 // len(x)))[:, :, 0]
     return normalise_clip(found if signed else found.relu()).to(video)
+
+# %% ../nbs/15_explain.ipynb #d5705018
+def _boxes(video, window, stride):  # size and step of the boxes over (T, 3, H, W), within the clip
+    sizes = video.shape[1], *video.shape[-2:]
+    t, h, w = (min(max(1, int(w)), size) for w, size in zip(window or [round(size / 4) for size in sizes], sizes))
+    step = [min(max(1, int(s)), side) for s, side in zip(stride or (t // 2, h // 2, w // 2), (t, h, w))]
+    return (t, 3, h, w), (step[0], 3, *step[1:])
 
 # %% ../nbs/15_explain.ipynb #f7c5b003
 def plot_maps(
@@ -373,7 +382,7 @@ def attention_evidence(
     if kind == "frame matrix": return Evidence("attention", kind, A.mean((0, 1)), at)
     return Evidence("attention map", kind, A.mean(2).permute(2, 0, 1), at)               # (T, h, w)
 
-# %% ../nbs/15_explain.ipynb #187bc499
+# %% ../nbs/15_explain.ipynb #4a4c1ff9
 def displacement_evidence(
     maps: StastaMaps,
     at=None,               # frames that the model saw
@@ -387,6 +396,7 @@ def displacement_evidence(
     at = list(range(n_frames) if at is None else at)[:: n_frames // len(field)]
     return Evidence("displacement" if tempo == "fast" else "slow displacement", "motion field", field * maps.radius * maps.stride, at)
 
+# %% ../nbs/15_explain.ipynb #57aafab6
 def gate_evidence(
     maps: StastaMaps,
     at=None,          # frames that the model saw
@@ -703,7 +713,7 @@ class ActionEffect:
     @property
     def changed(self) -> bool: return self.after is not None and self.after != self.before
 
-# %% ../nbs/15_explain.ipynb #89dff72e
+# %% ../nbs/15_explain.ipynb #42018703
 @torch.no_grad()
 def action_effects(
     model: nn.Module,
@@ -715,9 +725,7 @@ def action_effects(
     input_format="auto",             # as in `grad_cam`
 ) -> list[ActionEffect]:
     "Take the short-term actions away, one at a time: how far does the logit fall, and does the answer change?"
-    if how not in ("freeze", "cut"): raise ValueError(f"how must be 'freeze' or 'cut', not {how!r}")
-    if len(video) != 1 or len(at) != video.shape[1]: raise ValueError(f"expected one clip and a frame number for each of its frames, got {tuple(video.shape)} and {len(at)} numbers")
-    take, to_input = {"freeze": freeze_frames, "cut": cut_frames}[how], _input(input_format, model)
+    take, to_input = _taker(how, video, at), _input(input_format, model)
     stretches = [[k for k, t in enumerate(at) if a.start <= t < a.end] for a in actions]
     with _left_as_found(model):
         logits = model(to_input(video))[0]
@@ -725,6 +733,12 @@ def action_effects(
     before, k = int(logits.argmax()), int(_classes(logits[None], target))
     return [ActionEffect(a, s, float("nan") if r is None else (logits[k] - r[k]).item(), before, None if r is None else int(r.argmax()))
             for a, s, r in zip(actions, stretches, rest)]
+
+# %% ../nbs/15_explain.ipynb #99d064e0
+def _taker(how, video, at):
+    if how not in ("freeze", "cut"): raise ValueError(f"how must be 'freeze' or 'cut', not {how!r}")
+    if len(video) != 1 or len(at) != video.shape[1]: raise ValueError(f"expected one clip and a frame number for each of its frames, got {tuple(video.shape)} and {len(at)} numbers")
+    return freeze_frames if how == "freeze" else cut_frames
 
 # %% ../nbs/15_explain.ipynb #2f9cf63c
 @dataclass
@@ -739,7 +753,7 @@ class Faithfulness:
     @property
     def deletion_auc(self) -> Tensor: return torch.trapezoid(self.deletion, self.share)    # (B,) low is good
 
-# %% ../nbs/15_explain.ipynb #5c7053bc
+# %% ../nbs/15_explain.ipynb #581bbfa1
 @torch.no_grad()
 def insertion_deletion(
     model: nn.Module,
@@ -751,14 +765,18 @@ def insertion_deletion(
     input_format="auto",         # as in `grad_cam`
 ) -> Faithfulness:
     "Is the class lost without, and found again with, the pixels that a map calls important? Ties are broken at random."
-    maps = F.interpolate(torch.as_tensor(maps).detach().float()[:, None], (video.shape[1], *video.shape[-2:]), mode="trilinear")[:, 0]
-    if len(maps) != len(video): raise ValueError(f"{len(maps)} maps for {len(video)} clips")
-    luck = torch.rand(maps.shape, generator=torch.Generator().manual_seed(0)).flatten(1)
-    order = luck.argsort(1).gather(1, maps.flatten(1).gather(1, luck.argsort(1)).argsort(dim=1, descending=True, stable=True))
-    place = order.argsort(1).view_as(maps)[:, :, None].to(video.device)                      # (B, T, 1, H, W), 0: the most important
-    nothing, to_input, share = reference(video, baseline), _input(input_format, model), torch.linspace(0, 1, steps + 1)
+    place, nothing = _places(maps, video), reference(video, baseline)
+    share, to_input = torch.linspace(0, 1, steps + 1), _input(input_format, model)
     with _left_as_found(model):
         target = _classes(model(to_input(video)), target)
         def p(v): return model(to_input(v)).float().softmax(1).gather(1, target[:, None])[:, 0].cpu()
-        first = [place < round(s * order.shape[1]) for s in share.tolist()]
+        first = [place < round(s * place[0].numel()) for s in share.tolist()]
         return Faithfulness(share, torch.stack([p(torch.where(f, video, nothing)) for f in first], 1), torch.stack([p(torch.where(f, nothing, video)) for f in first], 1))
+
+# %% ../nbs/15_explain.ipynb #041752cf
+def _places(maps, video):  # (B, T, 1, H, W): each pixel's place in the order of importance, 0 for the most important
+    maps = _enlarged(torch.as_tensor(maps).detach().float().cpu(), video).flatten(1)          # (B, T*H*W)
+    if len(maps) != len(video): raise ValueError(f"{len(maps)} maps for {len(video)} clips")
+    luck = torch.rand(maps.shape, generator=torch.Generator().manual_seed(0)).argsort(1)      # equal values in any order
+    order = luck.gather(1, maps.gather(1, luck).argsort(dim=1, descending=True, stable=True))
+    return order.argsort(1).view(len(video), video.shape[1], 1, *video.shape[-2:]).to(video.device)

@@ -593,7 +593,7 @@ def _lanes(segments):  # for each segment the first lane that is free
         lanes.append(lane)
     return lanes
 
-# %% ../nbs/16_widgets.ipynb #e047cf87
+# %% ../nbs/16_widgets.ipynb #7b6a9069
 def _stacked(rows, gap=6):  # pictures below each other, white around
     page, y = Image.new("RGB", (max(row.width for row in rows), sum(row.height + gap for row in rows) - gap), "white"), 0
     for row in rows:
@@ -608,6 +608,7 @@ def _side_by_side(pictures, gap=8):
         x += picture.width + gap
     return page
 
+# %% ../nbs/16_widgets.ipynb #b40e5ea7
 def _visible(spec):  # of a confusion matrix, the panels of the cell that is chosen
     return [p for p in spec["panels"] if not spec["confusion"] or p["group"] == spec["confusion"]["selected"]]
 
@@ -632,7 +633,7 @@ def still(
     rows += [_track_row(track, spec["n"], width) for track in spec["tracks"]]
     return _stacked(rows).quantize(256, dither=Image.Dither.NONE)  # 256 colours: a third of the bytes
 
-# %% ../nbs/16_widgets.ipynb #c9fe9e2a
+# %% ../nbs/16_widgets.ipynb #046e4dad
 class Player(Scene):
     "A scene that shows itself: a widget in a live notebook, a still in a saved one, a file with `to_html`."
 
@@ -641,10 +642,6 @@ class Player(Scene):
         widget = _Widget(spec=self.spec)
         widget.on_msg(self.answer)
         return widget
-
-    def answer(self, widget, message: dict, buffers=None):
-        "The browser asks for plotly's script."
-        if message["kind"] == "plotly": widget.send({"kind": "plotly"}, buffers=[_zipped_plotly()])
 
     @cached_property
     def spec(self):
@@ -655,9 +652,16 @@ class Player(Scene):
     def __repr__(self):
         return f"{type(self).__name__}({self.spec['n']} frames, {len(self.panels)} panels, {len(self.tracks)} tracks)"
 
-    def _repr_mimebundle_(self, **kwargs):
-        bundle, metadata = self.widget._repr_mimebundle_()
-        return {**bundle, "image/png": _png(self.still()), "text/plain": repr(self)}, metadata
+# %% ../nbs/16_widgets.ipynb #dacd2813
+@patch
+def _repr_mimebundle_(self: Player, **kwargs):
+    bundle, metadata = self.widget._repr_mimebundle_()
+    return {**bundle, "image/png": _png(self.still()), "text/plain": repr(self)}, metadata
+
+@patch
+def answer(self: Player, widget, message: dict, buffers=None):
+    "The browser asks for plotly's script."
+    if message["kind"] == "plotly": widget.send({"kind": "plotly"}, buffers=[_zipped_plotly()])
 
 # %% ../nbs/16_widgets.ipynb #710ff819
 @patch
@@ -670,7 +674,7 @@ def to_html(self: Player, path) -> Path:
     "Write one self-contained file: no kernel, no network."
     return _write_page(path, self.title or type(self).__name__, [self])
 
-# %% ../nbs/16_widgets.ipynb #2a585798
+# %% ../nbs/16_widgets.ipynb #9f7d82db
 def film(
     spec: dict,         # the parcel of a scene
     height: int = 192,  # of a clip, in pixels
@@ -686,6 +690,7 @@ def film(
         tracks = tracks or [_track_row(track, n, top.width) for track in spec["tracks"]]
         yield _stacked([top, *[_with_head(row, (t + 0.5) / n) for row in tracks]])
 
+# %% ../nbs/16_widgets.ipynb #64e04d54
 def _titled(picture, title):
     page = Image.new("RGB", (picture.width, picture.height + 18), "white")
     ImageDraw.Draw(page).text((1, 1), title or "clip", fill="black", font=_font(12))
@@ -743,7 +748,7 @@ def footage(
     frames = as_frames(x[::every])                                         # thinned first: the rest is never copied
     return Footage(frames, 12 / every, note=_left_out(every, n, *frames.shape[1:3]), every=every)
 
-# %% ../nbs/16_widgets.ipynb #a5a21a35
+# %% ../nbs/16_widgets.ipynb #65a9551f
 def _item_frames(item):  # (video, label) of a data set: colours that were normalised for a model are given back
     x = item[0]
     if not (isinstance(x, Tensor) and x.is_floating_point() and x.shape[-3] == 3) or not (x.min() < -1e-3 or x.max() > 1.001): return x
@@ -756,6 +761,7 @@ def _left_out(every, n, height, width):  # what the reader does not get to see
     size = "" if max(height, width) <= 448 else f"{width} \u00d7 {height} pixels, shown smaller"
     return ", ".join(part for part in (f"every {every}{_ENDING.get(every, 'th')} of {n} frames" if every > 1 else "", size) if part)
 
+# %% ../nbs/16_widgets.ipynb #49f78a59
 def _from_file(path, max_frames):
     info = probe(path)
     every = math.ceil(max(1, info.num_frames) / max_frames)
@@ -972,7 +978,7 @@ def heat(self: GradCamView,
         self.kept[target, method, layer] = Heat(maps[0], method, self.clock, low=0.0, high=1.0)
     return self.kept[target, method, layer]
 
-# %% ../nbs/16_widgets.ipynb #40b92be5
+# %% ../nbs/16_widgets.ipynb #ed524930
 @patch
 def choice(self: GradCamView, n_frames: int) -> dict:
     "What can be chosen, and the maps that are there already."
@@ -989,6 +995,7 @@ def chosen(self: GradCamView, key: str, n_frames: int) -> dict:
     target, method, layer = key.split("|")
     return pack(self.heat(int(target), method, None if layer == "None" else layer), n_frames)
 
+# %% ../nbs/16_widgets.ipynb #c317c71a
 @patch
 def _complete(self: GradCamView, spec):
     spec["panels"][-1]["choice"] = self.choice(spec["n"])
@@ -1032,7 +1039,7 @@ def _(thing: Evidence, name, at):
     if thing.kind == "frame matrix": raise ValueError(f"{name}: a matrix of frames has no place over a picture; see AttentionView")
     return Heat(thing.values, name, thing.at)
 
-# %% ../nbs/16_widgets.ipynb #ed713054
+# %% ../nbs/16_widgets.ipynb #7de24dc4
 class CompareView(Player):
     "Two to four models or methods over one clip, with one scrubber."
 
@@ -1048,19 +1055,24 @@ class CompareView(Player):
         title: str = "",
     ):
         if not 2 <= len(things) <= 4: raise ValueError(f"two to four things can be compared, got {len(things)}")
-        it, panels = footage(source), []
-        clock = it.clock(at)
-        tracks = [Track("short-term actions", segments=it.segments)] if it.segments else []
-        for name, thing in things.items():
-            if isinstance(thing, torch.nn.Module): name, thing = _asked(name, thing, video, target, classes, clock)
-            if isinstance(thing, Evidence): thing = replace(thing, at=it.clock(thing.at))
-            shown = as_layer(thing, name, clock)
-            if isinstance(shown, Track): tracks.insert(0, replace(shown, segments=[s for s in it.segments if s.decisive]))
-            else: panels.append(Panel(it.frames, [shown], name))
-        if len(panels) < 4: panels.insert(0, Panel(it.frames, [it.things] if it.things else [], "clip"))
-        super().__init__(panels, tracks, fps or it.fps, title, it.note)
+        it = footage(source)
+        shown = [_shown(it, name, thing, it.clock(at), video, target, classes) for name, thing in things.items()]
+        super().__init__(*_beside(it, shown), fps or it.fps, title, it.note)
 
-# %% ../nbs/16_widgets.ipynb #1cd9a983
+# %% ../nbs/16_widgets.ipynb #766b8676
+def _beside(it, shown):  # -> panels and tracks; the plain clip comes first where there is room
+    panels = [Panel(it.frames, [layer], name) for name, layer in shown if not isinstance(layer, Track)]
+    tracks = [replace(track, segments=[s for s in it.segments if s.decisive]) for _, track in shown if isinstance(track, Track)]
+    tracks += [Track("short-term actions", segments=it.segments)] if it.segments else []
+    if len(panels) < 4: panels.insert(0, Panel(it.frames, [it.things] if it.things else [], "clip"))
+    return panels, tracks
+
+# %% ../nbs/16_widgets.ipynb #261043e9
+def _shown(it, name, thing, clock, video, target, classes):  # -> title, overlay or track
+    if isinstance(thing, torch.nn.Module): name, thing = _asked(name, thing, video, target, classes, clock)
+    if isinstance(thing, Evidence): thing = replace(thing, at=it.clock(thing.at))
+    return name, as_layer(thing, name, clock)
+
 def _asked(name, model, video, target, classes, clock):  # -> title with the answer, Grad-CAM
     if video is None: raise ValueError(f"{name} is a model: pass video=, the clip as it takes it")
     video, p = _batch(video), _probability(model, _batch(video))
@@ -1068,7 +1080,7 @@ def _asked(name, model, video, target, classes, clock):  # -> title with the ans
     heat = grad_cam(model, video.to(next(model.parameters()).device), k)[0]
     return f"{name}: {classes[k] if classes is not None else f'class {k}'}, {p[k]:.0%}", Heat(heat, "Grad-CAM", clock)
 
-# %% ../nbs/16_widgets.ipynb #cfa40397
+# %% ../nbs/16_widgets.ipynb #23db0383
 class ConfusionExplorer(Player):
     "A confusion matrix whose cells show their clips."
 
@@ -1081,14 +1093,16 @@ class ConfusionExplorer(Player):
         fps: float = 4,          # sampled frames a second
         max_size: int = 96,      # pixels of the longer side
     ):
-        cells, answers = {}, evaluation.logits.argmax(1).tolist()
-        for i, cell in enumerate(zip(evaluation.labels.tolist(), answers)): cells.setdefault(cell, []).append(i)
-        order = sorted(cells, key=lambda c: (c[0] == c[1], -len(cells[c]), c))            # what went wrong first, the most frequent first
-        p, panels = evaluation.logits.softmax(1), []
-        for truth, answer in order:
-            for i in cells[truth, answer][:n_shown]:
-                panels.append(Panel(footage(clips[i]).frames, (), f"clip {i}, {p[i, answer]:.0%} sure", group=f"{truth},{answer}"))
+        p, cells = evaluation.logits.softmax(1), _cells(evaluation)
+        panels = [Panel(footage(clips[i]).frames, (), f"clip {i}, {p[i, answer]:.0%} sure", group=f"{truth},{answer}")
+                  for (truth, answer), found in cells.items() for i in found[:n_shown]]
         names = [str(c) for c in evaluation.classes]
-        listed = [dict(key=f"{t},{a}", truth=names[t], answer=names[a], total=len(cells[t, a]), shown=min(n_shown, len(cells[t, a]))) for t, a in order]
+        listed = [dict(key=f"{t},{a}", truth=names[t], answer=names[a], total=len(c), shown=min(n_shown, len(c))) for (t, a), c in cells.items()]
         confusion = dict(classes=names, counts=evaluation.confusion.tolist(), cells=listed, selected=listed[0]["key"], label="confusion: rows are the truth, columns the answer")
         super().__init__(panels, (), fps, title, quality=75, max_size=max_size, confusion=confusion)
+
+# %% ../nbs/16_widgets.ipynb #f458ee63
+def _cells(evaluation):  # (truth, answer) -> clips; what went wrong first, the most frequent first
+    cells = {}
+    for i, cell in enumerate(zip(evaluation.labels.tolist(), evaluation.logits.argmax(1).tolist())): cells.setdefault(cell, []).append(i)
+    return dict(sorted(cells.items(), key=lambda item: (item[0][0] == item[0][1], -len(item[1]), item[0])))

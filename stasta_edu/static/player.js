@@ -772,7 +772,9 @@ export function mount(host, spec, ask = null) {
     }
   }
   const observer = new ResizeObserver(() => layout()), dark = matchMedia("(prefers-color-scheme: dark)");
-  const repaint = () => { if (state.alive) plots.forEach((paint) => paint()); }; // plotly's colours are numbers: after a change of theme they are drawn again
+  const repaint = () => { // plotly's colours are numbers: after a change of theme they are drawn again, at once and when a theme's style sheet has come
+    for (const wait of [0, 500]) setTimeout(() => { if (state.alive) plots.forEach((paint) => paint()); }, wait);
+  };
   const themes = new MutationObserver(repaint);
   observer.observe(root);
   dark.addEventListener("change", repaint);
