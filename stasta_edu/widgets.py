@@ -542,7 +542,7 @@ def _panel_row(spec, panel, shown, height, gap=4):
         pen.text((i * (width + gap) + 1, 15), f"frame {t}", fill="#5c6169", font=_font())
     return row
 
-# %% ../nbs/16_widgets.ipynb #eada22ff
+# %% ../nbs/16_widgets.ipynb #b303b5ab
 def _matrix_picture(matrix, height):  # the mean over all places
     T = len(matrix["at"])
     mean = unpack_maps({**matrix, "w": T, "h": T}).astype(float).mean(0)
@@ -551,7 +551,7 @@ def _matrix_picture(matrix, height):  # the mean over all places
 def _heatmap(shares, labels, title, height, cmap, numbers=None):  # shares (n, n) in [0, 1]
     n, left, top = len(shares), 28, 32
     cell = max(14, (height - top) // n)
-    picture = Image.new("RGB", (left + n * cell + 1, top + n * cell + 1), "white")
+    picture = Image.new("RGB", (max(left + n * cell, math.ceil(_font(12).getlength(title))) + 1, top + n * cell + 1), "white")
     pen, colours = ImageDraw.Draw(picture), colour_table(cmap)
     pen.text((1, 0), title, fill="black", font=_font(12))
     for i in range(n):
@@ -912,7 +912,7 @@ METHODS = {
     "occlusion": lambda model, video, target, layer: _boxes(model, video, target),
 }
 
-# %% ../nbs/16_widgets.ipynb #fefe2c00
+# %% ../nbs/16_widgets.ipynb #8174987d
 @torch.no_grad()
 def _probability(model, video):  # (classes,), the model left as it was
     training = [(m, m.training) for m in model.modules()]
@@ -922,7 +922,8 @@ def _probability(model, video):  # (classes,), the model left as it was
 
 def _layers(model):  # names to choose from: the stages, from the last to the first
     stages = [name for name in ("layer4", "layer3", "stasta", "layer2", "layer1") if hasattr(model, name)]
-    return stages or [None]
+    paths = [f"{name}.layer4" for name, part in model.named_children() if hasattr(part, "layer4")]  # SlowFast: one for each pathway
+    return stages or paths or [None]
 
 def _batch(video):  # (1, T, 3, H, W)
     video = check_video(video if video.ndim == 5 else video[None])
@@ -1059,26 +1060,28 @@ class CompareView(Player):
         shown = [_shown(it, name, thing, it.clock(at), video, target, classes) for name, thing in things.items()]
         super().__init__(*_beside(it, shown), fps or it.fps, title, it.note)
 
-# %% ../nbs/16_widgets.ipynb #766b8676
+# %% ../nbs/16_widgets.ipynb #9cf7b492
 def _beside(it, shown):  # -> panels and tracks; the plain clip comes first where there is room
-    panels = [Panel(it.frames, [layer], name) for name, layer in shown if not isinstance(layer, Track)]
+    panels = [Panel(it.frames, layers, name) for name, layers in shown if not isinstance(layers, Track)]
     tracks = [replace(track, segments=[s for s in it.segments if s.decisive]) for _, track in shown if isinstance(track, Track)]
     tracks += [Track("short-term actions", segments=it.segments)] if it.segments else []
     if len(panels) < 4: panels.insert(0, Panel(it.frames, [it.things] if it.things else [], "clip"))
     return panels, tracks
 
-# %% ../nbs/16_widgets.ipynb #261043e9
-def _shown(it, name, thing, clock, video, target, classes):  # -> title, overlay or track
-    if isinstance(thing, torch.nn.Module): name, thing = _asked(name, thing, video, target, classes, clock)
+# %% ../nbs/16_widgets.ipynb #ef0e5af4
+def _shown(it, name, thing, clock, video, target, classes):  # -> title, list of overlays or track
+    if isinstance(thing, torch.nn.Module): return _asked(name, thing, video, target, classes, clock)
     if isinstance(thing, Evidence): thing = replace(thing, at=it.clock(thing.at))
-    return name, as_layer(thing, name, clock)
+    shown = as_layer(thing, name, clock)
+    return name, shown if isinstance(shown, Track) else [shown]
 
 def _asked(name, model, video, target, classes, clock):  # -> title with the answer, Grad-CAM
     if video is None: raise ValueError(f"{name} is a model: pass video=, the clip as it takes it")
     video, p = _batch(video), _probability(model, _batch(video))
     k = int(p.argmax()) if target is None else int(target)
-    heat = grad_cam(model, video.to(next(model.parameters()).device), k)[0]
-    return f"{name}: {classes[k] if classes is not None else f'class {k}'}, {p[k]:.0%}", Heat(heat, "Grad-CAM", clock)
+    found = grad_cam(model, video.to(next(model.parameters()).device), k)
+    maps = found if isinstance(found, dict) else {"Grad-CAM": found}          # two pathways, two maps
+    return f"{name}: {classes[k] if classes is not None else f'class {k}'}, {p[k]:.0%}", [Heat(m[0], title, clock) for title, m in maps.items()]
 
 # %% ../nbs/16_widgets.ipynb #23db0383
 class ConfusionExplorer(Player):

@@ -322,7 +322,7 @@ def test_choices_without_a_kernel(browser, tmp_path):
 
 
 def test_one_frame_and_many_players(browser, tmp_path):
-    one = Player([Panel(np.zeros((1, 8, 8), np.uint8))], [Track("curve", [0.5])], title="One frame")
+    one = Player([Panel(np.zeros((1, 8, 8), np.uint8))], [Track("curve", [0.5]), Track("nothing", [np.nan])], title="One frame")
     path = tmp_path / "page.html"
     path.write_text(page_html("Players", [one, ball_scene(), ball_scene()]), encoding="utf-8")
     page, watch = open_page(browser, path, color_scheme="dark")

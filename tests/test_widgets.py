@@ -330,6 +330,14 @@ def test_comparing_two_to_four():
     models = {name: Linear().eval() for name in ("one", "two", "three", "four")}
     spec = CompareView(CLIP, models, at, torch.randn(4, 3, 16, 20), target=2, classes=list("abcde")).spec
     assert [p["title"].split(",")[0] for p in spec["panels"]] == [f"{n}: c" for n in models]
+    class Two(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.slow, self.fast = Linear(), Linear()
+        def forward(self, video): return self.slow(video[:, ::2]) + self.fast(video)
+    both = CompareView(CLIP, {"one": models["one"], "two": Two().eval()}, at, torch.randn(4, 3, 16, 20)).spec["panels"][2]
+    assert [layer["title"] for layer in both["layers"]] == ["slow.layer4", "fast.layer4"], "a map for each pathway"
+    assert len(GradCamView(Two().eval(), torch.randn(4, 3, 16, 20), CLIP, at=at).spec["panels"][1]["choice"]["controls"][2]["options"]) == 2
     with pytest.raises(ValueError, match="two to four"): CompareView(CLIP, {"one": found["map"]}, at)
     with pytest.raises(ValueError, match="pass video="): CompareView(CLIP, models, at)
     with pytest.raises(ValueError, match="see AttentionView"): CompareView(CLIP, {"a": found["map"], "b": Evidence("b", "frame matrix", torch.rand(4, 4), at)}, at)
