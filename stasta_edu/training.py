@@ -7,6 +7,7 @@ __all__ = ['Optimisation', 'Machinery', 'Recipe', 'parameter_groups', 'seed_for'
            'Learner', 'one_cycle', 'Progress', 'Run', 'environment', 'checkpoint_layers', 'RateFinder', 'LivePlot']
 
 # %% ../nbs/12_training.ipynb #f9b5df30
+import atexit
 import json
 import math
 import os
@@ -212,7 +213,9 @@ def _accelerator(device, precision):
     if PartialState._shared_state and PartialState().num_processes == 1:  # an earlier Learner's choices do not bind this one
         for state in (GradientState, AcceleratorState): state._reset_state()
         PartialState._reset_state()
-    return Accelerator(cpu=device == "cpu", mixed_precision=precision, dataloader_config=DataLoaderConfiguration(split_batches=True))
+    accelerator = Accelerator(cpu=device == "cpu", mixed_precision=precision, dataloader_config=DataLoaderConfiguration(split_batches=True))
+    if accelerator.num_processes > 1: atexit.register(accelerator.state.destroy_process_group)  # a process that leaves with it open may abort
+    return accelerator
 
 def _as_asked(model, recipe):
     for m in model.modules():
