@@ -214,8 +214,12 @@ def _accelerator(device, precision):
         for state in (GradientState, AcceleratorState): state._reset_state()
         PartialState._reset_state()
     accelerator = Accelerator(cpu=device == "cpu", mixed_precision=precision, dataloader_config=DataLoaderConfiguration(split_batches=True))
-    if accelerator.num_processes > 1: atexit.register(accelerator.state.destroy_process_group)  # a process that leaves with it open may abort
+    if accelerator.num_processes > 1: atexit.register(_leave_group, accelerator)
     return accelerator
+
+def _leave_group(accelerator):  # gloo's threads drop the tensors of the last gather a moment later, and abort if Python has ended by then
+    accelerator.state.destroy_process_group()
+    time.sleep(0.5)
 
 def _as_asked(model, recipe):
     for m in model.modules():
@@ -479,6 +483,7 @@ def begin(self: Run, learn: Learner, resume: bool):
     if state:
         self.compare(state, learn)
         learn.restore(state)
+    learn.accelerator.wait_for_everyone()  # nobody writes before all have looked
     if not learn.accelerator.is_main_process: return
     (self.folder / "state").mkdir(parents=True, exist_ok=True)
     for half in self.folder.rglob(".*.part*"): half.unlink()  # what a kill in the middle of writing left
