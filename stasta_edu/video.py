@@ -62,7 +62,8 @@ def write_video(
 
 # %% ../nbs/01_video.ipynb #fde101ac
 def _encode(container, codec, frames, fps, gop, quality):
-    stream = container.add_stream(codec, rate=fps, options={"crf": str(quality)})
+    options = {"preset": "veryfast", "x264-params": "asm=0"} if codec == "libx264" else {}  # its fastest code paths do not always give the same bytes
+    stream = container.add_stream(codec, rate=fps, options={"crf": str(quality), **options})
     stream.height, stream.width = frames.shape[1:3]
     even = stream.height % 2 == 0 and stream.width % 2 == 0
     stream.pix_fmt = "yuv420p" if even else "yuv444p"
