@@ -44,30 +44,30 @@ class Seen(Dataset):
         return {"all": video, "shuffled": video[order], "one": video[order[:1]]}[self.frames], label
 
 
-def loaders(cache, frames, seed, family="all"):
+def loaders(cache, frames, seed, family="all", split="test"):
     b, sets = STANDARD_BUDGET, []
     view = clip_transform(b["size"], short_side=b["size"])  # no augmentation: further clips cost less
-    for split in ("train", "test"):
-        clips = ShortActions(split, family, size=b["size"], num_frames=b["num_frames"], length=b[split], transform=view)
+    for name in ("train", split):
+        clips = ShortActions(name, family, size=b["size"], num_frames=b["num_frames"], length=b["train" if name == "train" else "test"], transform=view)
         sets.append(Seen(clips.cached(cache), frames, seed))
-    return DataLoaders.from_datasets(*sets, batch_size=b["batch_size"], seed=seed)
+    return DataLoaders.from_datasets(*sets, batch_size=b["batch_size"], seed=seed), clips
 
 
-def run(name, seed, cache, family="all"):
+def run(name, seed, cache, family="all", split="test"):
     "Train by the standard budget and test once: accuracy over all clips, and in each family among its own classes."
     build, frames = RUNS[name]
     start = time.perf_counter()
-    dls, b = loaders(cache, frames, seed, family), STANDARD_BUDGET
+    (dls, clips), b = loaders(cache, frames, seed, family, split), STANDARD_BUDGET
     torch.manual_seed(seed)
-    model = build(num_classes=len(dls.train.dataset.classes))
+    model = build(num_classes=len(clips.classes))
     recipe = Recipe.short_actions(epochs=b["epochs"], batch_size=b["batch_size"], lr=b["lr"], weight_decay=b["weight_decay"], seed=seed)
     learner = Learner(model, dls, recipe, device="cpu", progress=False)
     learner.validate = lambda: dict(valid_loss=float("nan"), top1=float("nan"))  # the test set is looked at once, at the end
     learner.fit()
     within, right = {}, 0
-    result = evaluate(model, dls.valid, dls.valid.dataset.classes)
+    result = evaluate(model, dls.valid, clips.classes)
     logits, labels = result.logits, result.labels
-    families = dls.valid.dataset.clips.families
+    families = clips.families
     for f in dict.fromkeys(families):
         own = [k for k, other in enumerate(families) if other == f]
         rows = torch.tensor([label in own for label in labels.tolist()])
@@ -96,8 +96,13 @@ if __name__ == "__main__":
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--cache", default="/tmp/short_actions", help="folder for the rendered frames")
+    parser.add_argument("--split", choices=("validation", "test"), default="test", help="what is scored; on the validation split, where choices are made, nothing is saved")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
+    if options.split == "validation":
+        for seed in options.seeds:
+            for name in options.runs: print(json.dumps(run(name, seed, options.cache, split="validation")), flush=True)
+        raise SystemExit
     kept = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     runs = kept["runs"] if (kept.get("version"), kept.get("budget")) == (VERSION, STANDARD_BUDGET) else []
     for seed in options.seeds:
