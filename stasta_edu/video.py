@@ -139,6 +139,7 @@ def _opened(path):
         with av.open(str(path)) as container:
             if not container.streams.video: raise VideoReadError(f"{path}: holds no video stream")
             if container.format.name.endswith(("_pipe", "image2")): raise VideoReadError(f"{path}: is a picture, not a video")
+            if container.streams.video[0].codec_context is None: raise VideoReadError(f"{path}: its codec is unknown; the header may be damaged")
             yield container, container.streams.video[0]
     except (av.FFmpegError, ValueError) as error:  # ValueError: a header so damaged that PyAV has no word for it
         raise VideoReadError(f"{path}: is no video that can be read ({getattr(error, 'strerror', None) or error})") from error
@@ -230,10 +231,10 @@ def _read_with_decord(path, indices, promised, seconds, exact):
         if damage: raise VideoReadError(f"{path}: {damage}. Get the file again.")
         _check_range(path, indices, len(reader))
         return reader.get_batch(indices).asnumpy()
-    except (RuntimeError, decord.DECORDError) as error:
-        if isinstance(error, VideoReadError): raise
-        if "from_size == to_size" in str(error): return read_in_sequence(path, indices)  # see below
-        raise VideoReadError(f"{path}: decord cannot decode it ({str(error).strip().splitlines()[-1]})") from error
+    except VideoReadError: raise
+    except (RuntimeError, decord.DECORDError):  # the strict oracle decides whether it is the file's fault
+        _check_range(path, indices, count_frames(path))
+        return read_in_sequence(path, indices)
 
 # %% ../nbs/01_video.ipynb #5a0e1c05
 def _resize(frames, size):
