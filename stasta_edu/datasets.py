@@ -72,23 +72,28 @@ def _measured(path):
     if path.is_dir(): return [len(list_pictures(path)), 24.0]
     return [count_frames(path), probe(path).fps]
 
-def _index_file(root):
-    "Beside the data where that can be written, else in the user's cache."
-    if os.access(root, os.W_OK): return Path(root) / ".stasta_index.json"
+def _index_files(root):
+    "Beside the data, or where that cannot be written in the user's cache."
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "stasta_edu"
-    return cache / f"{hashlib.sha256(str(Path(root).resolve()).encode()).hexdigest()[:16]}.json"
+    return Path(root) / ".stasta_index.json", cache / f"{hashlib.sha256(str(Path(root).resolve()).encode()).hexdigest()[:16]}.json"
 
 # %% ../nbs/03_datasets.ipynb #d5000041
-def _stored(place):
-    try: found = json.loads(place.read_text(encoding="utf-8"))
-    except (OSError, ValueError): return {}  # missing, or not one of ours: it is made again
-    return found if isinstance(found, dict) else {}
+def _stored(places):
+    index = {}
+    for place in places:
+        try: found = json.loads(place.read_text(encoding="utf-8"))
+        except (OSError, ValueError): continue  # missing, or not one of ours: it is made again
+        if isinstance(found, dict): index |= found
+    return index
 
-def _store(place, index):
-    try:
-        place.parent.mkdir(parents=True, exist_ok=True)
-        with written_whole(place) as part: part.write_text(json.dumps(index), encoding="utf-8")
-    except OSError as error: warnings.warn(f"{place}: the index cannot be kept ({error.strerror}); it will be made again next time")
+def _store(places, index):
+    for place in places:
+        try:
+            place.parent.mkdir(parents=True, exist_ok=True)
+            with written_whole(place) as part: part.write_text(json.dumps(index), encoding="utf-8")
+            return
+        except OSError as error: last = error
+    warnings.warn(f"{place}: the index cannot be kept ({last.strerror}); it will be made again next time")
 
 # %% ../nbs/03_datasets.ipynb #d5000006
 def index_clips(
@@ -96,8 +101,8 @@ def index_clips(
     paths: list[Path],        # clips
 ) -> tuple[list[list], dict]:  # [frames, frames a second] of each ([0, 0] where it cannot be read), and {position: reason} of those
     "Count the frames of all clips, or recall them: what has not changed since is not opened again."
-    place, faults, result = _index_file(root), {}, []
-    old, new = _stored(place), {}
+    places, faults, result = _index_files(root), {}, []
+    old, new = _stored(places), {}
     for n, path in enumerate(paths):
         key = os.path.relpath(path, root)
         stat = os.stat(path)
@@ -107,8 +112,8 @@ def index_clips(
             except VideoReadError as error: faults[n], known = str(error), [0, 0.0, -1, -1]  # looked at again next time
         new[key] = known
         result.append(known[:2])
-        if n % 5000 == 4999 and old | new != old: _store(place, old | new)  # so that an interruption costs little
-    if old | new != old: _store(place, old | new)
+        if n % 5000 == 4999 and old | new != old: _store(places, old | new)  # so that an interruption costs little
+    if old | new != old: _store(places, old | new)
     return result, faults
 
 # %% ../nbs/03_datasets.ipynb #2265e1fe
@@ -590,8 +595,8 @@ def _add_stories(root, n, split):
 # %% ../nbs/03_datasets.ipynb #d5000039
 def write_samples(
     root: str | os.PathLike,  # gets the folders something_v1, something_v2 and charades
-    n_train: int = 24,        # clips of the training split, in each format
-    n_test: int = 12,         # clips of the validation or test split
+    n_train: int = 16,        # clips of the training split, in each format
+    n_test: int = 8,          # clips of the validation or test split
     n_stories: int = 1,       # stories in each split of charades
 ) -> Path:                    # the root
     "Write small generated clips in the formats of the publishers. `FileExistsError` where something else stands in the way."
@@ -602,8 +607,8 @@ def write_samples(
     with tempfile.TemporaryDirectory(dir=root, prefix=".part-") as part:
         for name, second in (("something_v1", "validation"), ("something_v2", "validation"), ("charades", "test")):
             made = Path(part) / name
-            for split, n in (("train", n_train), (second, n_test)):
-                ShortActions(split, length=n).write_videos(made, name)
+            for split, n in (("train", n_train), (second, n_test)): ShortActions(split, length=n).write_videos(made, name)
+            for picture in made.rglob("*.jpg"): Image.open(picture).save(picture, quality=40, optimize=True)  # small enough to be kept with the code
             for split in ("train", "test") if name == "charades" and n_stories else (): _add_stories(made, n_stories, split)
             _put(made, root / name)
     return root

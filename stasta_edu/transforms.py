@@ -138,6 +138,7 @@ def train_transform(
     views = [MultiScaleCrop(size), *([v2.RandomHorizontalFlip(flip)] if flip else []), *([v2.ColorJitter(jitter, jitter)] if jitter else [])]
     return v2.Compose([*views, *_finish()])
 
+# %% ../nbs/04_transforms.ipynb #d4000020
 def eval_transform(
     size: int = 224,                # side of the square that the model sees, pixels
     crops: int = 1,                 # 1: the centre, of frames whose short side is `short_side`; 3: left, middle, right of the whole frame
