@@ -30,7 +30,7 @@ from torch.utils.data import Dataset, get_worker_info
 
 from .core import patch, written_whole
 from .short_actions import ShortActions
-from .video import VideoReadError, count_frames, dense_indices, frame_strip, probe, read_frames, segment_indices
+from .video import VideoReadError, count_frames, dense_indices, frame_strip, probe, read_frames, segment_indices, verify
 
 # %% ../nbs/03_datasets.ipynb #d5000002
 def list_pictures(
@@ -572,6 +572,16 @@ def show_batch(self: ClipDataset,
         ImageDraw.Draw(page).text((2, y + 5), name, fill="black")
         page.paste(strip, (0, int(y) + 20))
     return page
+
+# %% ../nbs/03_datasets.ipynb #d5000051
+@patch
+def faults(self: ClipDataset) -> dict[int, str]:  # {item: what is wrong}; empty where all is well
+    "Decode every clip whole and strictly. Takes as long as that takes."
+    found = {}
+    for i, (path, _) in enumerate(self.items):
+        try: read_pictures(path, range(len(list_pictures(path)))) if Path(path).is_dir() else verify(path)
+        except VideoReadError as error: found[i] = str(error)
+    return found
 
 # %% ../nbs/03_datasets.ipynb #d5000038
 def _add_stories(root, n, split):
