@@ -1,13 +1,18 @@
 "Broken, odd and healthy files: the right frames or a `VideoReadError`, never a hang, a crash or a short clip in silence."
+import json
 import os
 import subprocess
 import sys
+from fractions import Fraction
 from pathlib import Path
 
-import numpy as np
 import pytest
+import torch  # before av and decord
+import av
+import numpy as np
+from torch.utils.data import DataLoader
 
-from stasta_edu.video import VideoReadError, probe, read_frames, read_in_sequence, segment_indices, write_video
+from stasta_edu.video import VideoReadError, count_frames, dense_indices, probe, read_frames, read_in_sequence, segment_indices, verify, write_video
 
 shared_clips = sorted((Path(__file__).resolve().parents[2] / "shared" / "data").glob("*.m[pk][4v]"))
 
@@ -82,6 +87,209 @@ def test_cut_off_files_do_not_pass_as_short_clips(tmp_path, suffix, share):
         read_frames(cut, [0])
 
 
+def encoded(path, frames, codec="libx264", pix_fmt="yuv420p", times=None, rate=12, sound=0.0):
+    "A file that `write_video` would not make. `times` in ticks of 1/120 s; `sound` in seconds."
+    with av.open(str(path), "w") as container:
+        stream = None
+        if frames is not None:
+            stream = container.add_stream(codec, rate=rate)
+            stream.height, stream.width, stream.pix_fmt, stream.thread_count = *frames.shape[1:3], pix_fmt, 1
+            if times is not None: stream.codec_context.time_base = Fraction(1, 120)
+        voice = container.add_stream("aac" if path.suffix == ".mp4" else "libopus", rate=48000) if sound else None
+        for t, frame in enumerate(() if frames is None else frames):
+            picture = av.VideoFrame.from_ndarray(frame, format="rgb24")
+            if times is not None: picture.pts, picture.time_base = times[t], Fraction(1, 120)
+            container.mux(stream.encode(picture))
+        if stream: container.mux(stream.encode(None))
+        for k in range(int(sound * 48000) // 960):
+            tone = av.AudioFrame.from_ndarray(np.zeros((1, 960), np.float32), format="fltp", layout="mono")
+            tone.sample_rate, tone.pts = 48000, 960 * k
+            container.mux(voice.encode(tone))
+        if voice: container.mux(voice.encode(None))
+    return path
+
+
+def agrees_with_the_numbers(path, n, asked=(0, 5, 3)):
+    asked = [i for i in asked if i < n]
+    assert count_frames(path) == verify(path) == n
+    for backend in ("decord", "pyav"):
+        assert [frame_number(f) for f in read_frames(path, asked, backend=backend)] == asked, backend
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
+def test_variable_frame_rate(tmp_path, suffix):
+    gaps = np.random.default_rng(0).integers(4, 40, 24)
+    path = encoded(tmp_path / f"vfr{suffix}", bar_clip(24), times=np.cumsum(gaps).tolist())
+    agrees_with_the_numbers(path, 24, (0, 23, 11))
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
+def test_sound_that_lasts_longer_is_no_damage(tmp_path, suffix):
+    agrees_with_the_numbers(encoded(tmp_path / f"loud{suffix}", bar_clip(24), sound=3.0), 24)
+
+
+@pytest.mark.parametrize("name, codec, pix_fmt", [("grey.mp4", "libx264", "gray"), ("ten_bit.mp4", "libx264", "yuv420p10le"), ("ten_bit.mkv", "libx264", "yuv422p10le"),
+                                                  ("other.mkv", "mpeg4", "yuv420p"), ("stream.ts", "libx264", "yuv420p"), ("old.avi", "mpeg4", "yuv420p"), ("flash.flv", "libx264", "yuv420p")])
+def test_unusual_pixels_and_containers(tmp_path, name, codec, pix_fmt):
+    agrees_with_the_numbers(encoded(tmp_path / name, bar_clip(12), codec, pix_fmt), 12, (11, 0, 6))
+
+
+def test_one_frame_is_a_clip(tmp_path):
+    for suffix in (".mp4", ".webm", ".avi"): agrees_with_the_numbers(write_video(tmp_path / f"one{suffix}", bar_clip(1)), 1, (0,))
+
+
+@pytest.mark.parametrize("quarter, turned", [(1, lambda f: np.rot90(f, -1)), (2, lambda f: np.rot90(f, 2)), (3, lambda f: np.rot90(f, 1))])
+def test_a_phone_held_upright(tmp_path, quarter, turned):
+    "The display matrix in the track header of an MP4 says how to turn the pictures (clockwise here)."
+    data = bytearray(write_video(tmp_path / "lying.mp4", bar_clip(8)).read_bytes())
+    at = data.index(b"tkhd") + 44
+    a, b, x, y = {1: (0, 1, 48, 0), 2: (-1, 0, 64, 48), 3: (0, -1, 0, 64)}[quarter]
+    fixed = [a << 16, b << 16, 0, -b << 16, a << 16, 0, x << 16, y << 16, 1 << 30]
+    data[at : at + 36] = b"".join((v & 0xFFFFFFFF).to_bytes(4, "big") for v in fixed)
+    (tmp_path / "upright.mp4").write_bytes(data)
+    expected = turned(read_frames(tmp_path / "lying.mp4", [5])[0]).astype(int)
+    for backend in ("decord", "pyav"):
+        got = read_frames(tmp_path / "upright.mp4", [5], backend=backend)[0]
+        assert got.shape == expected.shape and np.abs(got - expected).mean() < 3, backend
+
+
+def test_sound_alone_is_no_video(tmp_path):
+    path = encoded(tmp_path / "song.mp4", None, sound=0.5)
+    for call in (probe, verify, lambda p: read_frames(p, [0])):
+        with pytest.raises(VideoReadError, match="song.mp4: holds no video stream"): call(path)
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid"), reason="no POSIX permissions here")
+def test_no_permission(tmp_path):
+    "The superuser may read everything, so as such the test becomes somebody else for a moment."
+    path = write_video(tmp_path / "secret.mp4", bar_clip(4))
+    path.chmod(0)
+    me = os.geteuid()
+    try:
+        if me == 0: os.seteuid(65534)
+        with pytest.raises(VideoReadError, match="secret.mp4: no permission"): read_frames(path, [0])
+    finally: os.seteuid(me)
+
+
+def test_a_changed_file_is_looked_at_again(tmp_path):
+    path = write_video(tmp_path / "clip.mp4", bar_clip(10))
+    read_frames(path, [9])
+    write_video(path, bar_clip(20))
+    assert frame_number(read_frames(path, [19])[0]) == 19
+    path.write_bytes(path.read_bytes()[:200])
+    with pytest.raises(VideoReadError): read_frames(path, [0])
+
+
+def test_worker_processes_open_their_own_reader(tmp_path):
+    paths = [write_video(tmp_path / f"{k}.mp4", bar_clip(12)) for k in range(6)]
+    read_frames(paths[0], [0])  # opened and closed in this process before the workers come
+
+    class Clips(torch.utils.data.Dataset):
+        def __len__(self): return 24
+        def __getitem__(self, i): return frame_number(read_frames(paths[i % 6], [i % 12])[0])
+    got = [v for batch in DataLoader(Clips(), batch_size=4, num_workers=2, timeout=60) for v in batch.tolist()]
+    assert got == [i % 12 for i in range(24)]
+
+
+def mutated(data, kind, rng):
+    "Damage as it happens: a copy that stopped, bits that flipped, blocks that went missing, doubled or are foreign."
+    data, n = bytearray(data), len(data)
+    if kind == "cut": return data[: rng.integers(1, n)]
+    if kind == "flip":
+        for at in rng.integers(0, n, rng.choice([1, 3, 20])): data[at] ^= 1 << rng.integers(8)
+        return data
+    a, b = sorted(rng.integers(0, n, 2).tolist())
+    return data[:a] + data[b:] if rng.random() < 0.5 else data[:b] + data[a:]
+
+
+CHILD = """
+import json, os, select, signal, sys, time
+import torch, av, decord
+import numpy as np
+from pathlib import Path
+from stasta_edu.video import VideoReadError, count_frames, read_frames, verify
+torch.set_num_threads(1)
+quiet = os.open(os.devnull, os.O_WRONLY)
+os.dup2(quiet, 2)
+
+def verdict(path, truth):
+    asked = [0, 7, 14, 20, 27]
+    try: frames = read_frames(path, asked)
+    except VideoReadError: return "refused"
+    if len(frames) != 5 or frames[0].shape != truth[0].shape: return "other frames"
+    right = np.abs(frames.astype(int) - truth[asked]).mean((1, 2, 3)).max() < 6
+    if right: return "right"
+    try: verify(path)
+    except VideoReadError: return "wrong, verify tells"
+    return "wrong pictures"
+
+folder, truths = Path(sys.argv[1]), {}
+for line in sys.stdin:
+    name, whole = json.loads(line)
+    if whole not in truths:
+        r, w = os.pipe()  # even the truth is read in a process of its own: no reader is opened before a fork
+        if not os.fork():
+            np.save(folder / "truth.npy", read_frames(folder / whole, range(28), backend="pyav"))
+            os._exit(0)
+        os.wait()
+        truths[whole] = np.load(folder / "truth.npy")
+    r, w = os.pipe()
+    child = os.fork()
+    if not child:
+        signal.alarm(20)
+        try: told = verdict(folder / name, truths[whole])
+        except BaseException as error: told = f"{type(error).__name__}: {error}"
+        os.write(w, told.encode()[:300])
+        os._exit(0)
+    os.close(w)
+    status = os.waitpid(child, 0)[1]
+    told = os.read(r, 400).decode()
+    os.close(r)
+    if os.WIFSIGNALED(status): told = f"killed by signal {os.WTERMSIG(status)}"
+    print(json.dumps([name, told]), flush=True)
+"""
+
+
+@pytest.fixture(scope="module")
+def verdicts(tmp_path_factory):
+    "What became of 320 damaged files, each read in a process of its own."
+    folder, rng, jobs = tmp_path_factory.mktemp("mutants"), np.random.default_rng(5), []
+    for suffix in (".mp4", ".mkv", ".webm", ".avi"):
+        whole = write_video(folder / f"whole{suffix}", textured(bar_clip(28)), gop=7)
+        for kind, n in (("cut", 27), ("flip", 27), ("splice", 26)):
+            for k in range(n):
+                (folder / f"{kind}{k}{suffix}").write_bytes(mutated(whole.read_bytes(), kind, rng))
+                jobs.append((f"{kind}{k}{suffix}", whole.name))
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, "-c", CHILD, str(folder)], input="\n".join(map(json.dumps, jobs)), capture_output=True, text=True, env=env, timeout=300)
+    told = dict(json.loads(line) for line in done.stdout.splitlines())
+    assert len(told) == len(jobs) == 320
+    return told
+
+
+def textured(frames):
+    "Something to compress: without texture, a packet holds next to nothing that could be damaged."
+    noise = np.random.default_rng(0).integers(0, 60, (12, 16, 3), dtype=np.uint8).repeat(4, 0).repeat(4, 1)
+    return np.stack([np.maximum(f, np.roll(noise, (t, 2 * t), (0, 1))) for t, f in enumerate(frames)])
+
+
+def test_damaged_files_never_crash_hang_or_come_short(verdicts):
+    known = {"right", "refused", "wrong, verify tells", "wrong pictures"}
+    assert {name: told for name, told in verdicts.items() if told not in known} == {}
+    assert sum(told == "right" for told in verdicts.values()) > 20 and sum(told == "refused" for told in verdicts.values()) > 100
+
+
+def test_files_that_were_cut_off_give_right_frames_or_an_error(verdicts):
+    assert {name: told for name, told in verdicts.items() if name.startswith("cut") and told not in ("right", "refused")} == {}
+
+
+def test_flipped_bits_are_told_by_a_strict_reading_where_the_codec_lets_it(verdicts):
+    "VP9 has no redundancy that would tell; H.264 and MPEG-4 nearly always do. (Without a checksum, nothing can tell always.)"
+    unnoticed = [name for name, told in verdicts.items() if told == "wrong pictures"]
+    assert len([name for name in unnoticed if not name.endswith(".webm")]) <= 4
+    assert any(told == "wrong, verify tells" for told in verdicts.values())  # otherwise `verify` would be for nothing
+
+
 def test_failed_writes_leave_nothing(tmp_path):
     with pytest.raises(ValueError, match="uint8"):
         write_video(tmp_path / "a.mp4", bar_clip().astype(float))
@@ -111,6 +319,15 @@ def test_segments_cover_the_clip():
         assert middle[0] + middle[-1] in (num_frames - 1, num_frames)  # centred
     with pytest.raises(ValueError):
         segment_indices(0, 8)
+
+
+def test_dense_windows():
+    for num_frames in (1, 5, 63, 64, 65, 300):
+        views = dense_indices(num_frames, 8)
+        assert views.shape == (10, 8) and views.min() >= 0 and views.max() < num_frames
+        if num_frames >= 64: assert (views.diff(dim=1) == 8).all() and views[0, 0] == 0 and views[-1, 0] == num_frames - 64
+        assert dense_indices(num_frames, 8, train=True).shape == (8,)
+    with pytest.raises(ValueError): dense_indices(10, 0)
 
 
 def test_importing_the_library_in_any_order_does_not_crash():
