@@ -1,4 +1,4 @@
-"""Which model sees what on ShortActions, at the standard budget: python benchmarks/short_actions.py [--runs TSN TSM ...] [--seeds 0 1 2]
+"""Which model sees what on ShortActions, at the standard budget: python benchmarks/short_actions.py [--runs TSN TSM ...] [--seeds 0 1 2] [--family importance]
 
 After each run results/short_actions.json is written anew, whole; a run that it holds already, of the same version and budget, is not repeated."""
 import argparse
@@ -68,12 +68,13 @@ def run(name, seed, cache, family="all", split="test"):
     result = evaluate(model, dls.valid, clips.classes)
     logits, labels = result.logits, result.labels
     families = clips.families
+    confusion = torch.zeros(len(families), len(families), dtype=torch.long).index_put_((labels, logits.argmax(1)), torch.ones_like(labels), accumulate=True)
     for f in dict.fromkeys(families):
         own = [k for k, other in enumerate(families) if other == f]
         rows = torch.tensor([label in own for label in labels.tolist()])
         guess = torch.tensor(own)[logits[rows][:, own].argmax(1)]
         within[f] = (guess == labels[rows]).float().mean().item()
-    return dict(run=name, family=family, seed=seed, top1=(logits.argmax(1) == labels).float().mean().item(), within=within, n_test=len(labels),
+    return dict(run=name, family=family, seed=seed, top1=(logits.argmax(1) == labels).float().mean().item(), within=within, n_test=len(labels), confusion=confusion.tolist(),
                 train_loss=sum(learner.losses[-20:]) / 20, seconds=round(time.perf_counter() - start, 1))
 
 
@@ -81,7 +82,7 @@ def summary(runs):
     "Mean over seeds, and the 95 % interval of that mean (Student's t), overall and by family."
     table = {}
     for name in RUNS:
-        own = [r for r in runs if r["run"] == name]
+        own = [r for r in runs if r["run"] == name and r["family"] == "all"]
         if not own: continue
         columns = {"all": [r["top1"] for r in own]} | {f: [r["within"][f] for r in own] for f in own[0]["within"]}
         for column, values in columns.items():
@@ -94,6 +95,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--runs", nargs="+", choices=RUNS, default=list(RUNS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--family", choices=("all", "tempo", "importance", "order"), default="all", help="clips of this family alone, as many as otherwise of all")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--cache", default="/tmp/short_actions", help="folder for the rendered frames")
     parser.add_argument("--split", choices=("validation", "test"), default="test", help="what is scored; on the validation split, where choices are made, nothing is saved")
@@ -107,8 +109,8 @@ if __name__ == "__main__":
     runs = kept["runs"] if (kept.get("version"), kept.get("budget")) == (VERSION, STANDARD_BUDGET) else []
     for seed in options.seeds:
         for name in options.runs:
-            if any((r["run"], r["seed"]) == (name, seed) for r in runs): continue
-            runs.append(run(name, seed, options.cache))
+            if any((r["run"], r["seed"], r["family"]) == (name, seed, options.family) for r in runs): continue
+            runs.append(run(name, seed, options.cache, options.family))
             record = dict(version=VERSION, command="python benchmarks/short_actions.py", budget=STANDARD_BUDGET, torch=torch.__version__, threads=options.threads,
                 machine=f"{platform.system()} {platform.machine()}, {options.threads} CPU thread(s)", chance=dict(all=1 / 12, within=1 / 4), summary=summary(runs), runs=runs)
             with written_whole(RESULTS) as part: part.write_text(json.dumps(record, indent=1))

@@ -636,7 +636,7 @@ def drifter(self: Stage, kind, around):
 # %% ../nbs/02_short_actions.ipynb #7b33ae7a
 @patch
 def importance(self: Stage, variant: int):  # 0 to the left, 1 to the right, 2 and 3: twice
-    "A hand nudges one thing, briefly, while others drift about for much longer, and the thing itself may slide, too."
+    "A hand nudges one thing, briefly, which then slides back, while others drift about for much longer."
     rng, kinds = self.rng, list(THINGS)
     self.scenery(table=True)
     if rng.random() < 0.3: self.passer_by(rng.uniform(4, 10))
