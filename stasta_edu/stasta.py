@@ -46,14 +46,20 @@ class STASTABlock(nn.Module):
         alpha: int = 2,                           # frames from one slow frame to the next
         motion_channels: tuple = (16, 32, 64),    # inside DM-TA
         temperature: float = 100.,                # of the softmax that finds the displacement
+        zero_init: bool = True,                   # the last gamma starts at 0: a pretrained network starts undisturbed. False: at 1, for training from scratch
     ):
         super().__init__()
         self.order = _checked(modules)
         self.tempo = TempoEncoder(channels, fast_channels, slow_channels if self.order else 0, corr_channels, radius, alpha)
         if "st_afs_ff" in self.order: self.st_afs_ff = STAFSFF(fast_channels, slow_channels)
         if "dm_ta" in self.order: self.dm_ta = DMTA(fast_channels, slow_channels, corr_channels, radius, motion_channels, temperature)
-        self.project = conv_norm(fast_channels, channels)
-        nn.init.zeros_(self.project[1].weight)    # at the start the block adds nothing
+        self._make_way_back(fast_channels, channels, zero_init)
+
+# %% ../nbs/10_stasta.ipynb #7be3a1c4
+@patch
+def _make_way_back(self: STASTABlock, fast_channels, channels, zero_init):
+    self.project = conv_norm(fast_channels, channels)
+    if zero_init: nn.init.zeros_(self.project[1].weight)
 
 # %% ../nbs/10_stasta.ipynb #3fb9f77b
 @patch
@@ -70,8 +76,7 @@ def forward(self: STASTABlock,
 class STASTA(TSMResNet):
     """TSM-ResNet with the STASTA block behind one of its layers; takes (B, T, 3, H, W), T a multiple of `alpha`.
 
-    Runs under `torch.compile` (one graph), `torch.export`, channels_last, bfloat16 autocast (the correlation stays in float32)
-    and with second derivatives. `torch.func.vmap` over it does not work: the correlation has no rule for that."""
+    Runs under `torch.compile` (one graph), `torch.export`, channels_last, bfloat16 autocast (the correlation stays in float32) and with second derivatives; not under `torch.func.vmap`, for which the correlation has no rule."""
     def __init__(self, modules: tuple = ("st_afs_ff", "dm_ta"),  # any subset, in either order
         after: str = "layer2",                    # layer behind which the block stands
         fast_channels: int = 192,                 # Cf
@@ -81,11 +86,12 @@ class STASTA(TSMResNet):
         alpha: int = 2,                           # frames from one slow frame to the next
         motion_channels: tuple = (16, 32, 64),    # inside DM-TA
         temperature: float = 100.,                # of the softmax that finds the displacement
+        zero_init: bool = True,                   # the block starts silent; False where the backbone is trained from scratch too
         **backbone,                               # arguments of `TSMResNet`: num_classes, num_frames, block, dropout, ...
     ):
         super().__init__(**backbone)
         self.after, self.stride, widths = after, _stride(after, **backbone), (fast_channels, slow_channels, corr_channels)
-        self.stasta = STASTABlock(self.channels[after], modules, *widths, radius, alpha, motion_channels, temperature)
+        self.stasta = STASTABlock(self.channels[after], modules, *widths, radius, alpha, motion_channels, temperature, zero_init)
 
 # %% ../nbs/10_stasta.ipynb #12c4f01c
 def _stride(after, stem_pool=True, strides=(1, 2, 2, 2), **_):  # input pixels per pixel of the map

@@ -1,5 +1,6 @@
 "What must hold for the model floors (05 to 10) and would be in the way in a notebook."
 import copy
+import json
 from unittest import mock
 from urllib.error import URLError
 
@@ -12,7 +13,7 @@ from torchvision.models.video import r2plus1d_18, r3d_18
 
 from stasta_edu.backbone import TSMResNet, temporal_shift, tsm_resnet18, tsm_tiny, tsn_tiny
 from stasta_edu.correlation import local_correlation, soft_argmax_displacement
-from stasta_edu.stasta import STASTA, inner_maps, plug_in, stasta_tiny
+from stasta_edu.stasta import STASTA, STASTABlock, inner_maps, plug_in, stasta_tiny
 
 COMBINATIONS = [(), ("st_afs_ff",), ("dm_ta",), ("st_afs_ff", "dm_ta"), ("dm_ta", "st_afs_ff")]
 
@@ -80,6 +81,27 @@ def test_a_silent_block_changes_no_bit(modules):
     plain.load_state_dict({k: v for k, v in model.state_dict().items() if not k.startswith("stasta.")})
     video = torch.randn(2, 8, 3, 64, 64)
     assert torch.equal(model(video), plain(video))
+
+
+@pytest.mark.parametrize("build", [stasta_tiny, lambda **kw: plug_in(resnet18(num_classes=5), num_frames=8, fast_channels=8, slow_channels=16, **kw)])
+def test_zero_init_decides_whether_the_block_learns_from_the_first_step(build):
+    for zero_init in (True, False):
+        torch.manual_seed(0)
+        model = build(zero_init=zero_init)
+        block = next(m for m in model.modules() if isinstance(m, STASTABlock))
+        model(torch.randn(2, 8, 3, 64, 64) if isinstance(model, STASTA) else torch.randn(16, 3, 64, 64)).square().sum().backward()
+        silent = [not p.grad.any() for name, p in block.named_parameters() if p.ndim > 1]
+        assert all(silent) if zero_init else not any(silent)
+        assert block.project[1].weight.grad.any() and not block.project[1].weight.any() == zero_init
+
+
+def test_zero_init_is_saved_and_older_folders_still_load(tmp_path):
+    model, video = stasta_tiny(num_classes=5, zero_init=False).eval(), torch.randn(1, 8, 3, 64, 64)
+    model.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config.pop("zero_init") is False
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert torch.equal(STASTA.from_pretrained(tmp_path)(video), model(video))
 
 
 def test_clips_keep_to_themselves_and_frames_do_not():
