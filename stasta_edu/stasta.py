@@ -76,7 +76,7 @@ def forward(self: STASTABlock,
 class STASTA(TSMResNet):
     """TSM-ResNet with the STASTA block behind one of its layers; takes (B, T, 3, H, W), T a multiple of `alpha`.
 
-    Runs under `torch.compile` (one graph), `torch.export`, channels_last, bfloat16 autocast (the correlation stays in float32) and with second derivatives; not under `torch.func.vmap`, for which the correlation has no rule."""
+    Runs under `torch.compile` (one graph), `torch.export`, channels_last, bfloat16 autocast (the correlation stays in float32) and with second derivatives. Not as a whole in half precision (`.bfloat16()`), and not under the transforms of `torch.func`, for which the correlation has no rule."""
     def __init__(self, modules: tuple = ("st_afs_ff", "dm_ta"),  # any subset, in either order
         after: str = "layer2",                    # layer behind which the block stands
         fast_channels: int = 192,                 # Cf
