@@ -565,7 +565,8 @@ def _heatmap(shares, labels, title, height, cmap, numbers=None):  # shares (n, n
 
 # %% ../nbs/16_widgets.ipynb #8bbe6c9c
 def _track_row(track, n, width):
-    lanes, curve = _lanes(track["segments"]), track["values"] is not None
+    def end(s): return max(s["end"], s["start"] + (_font().getlength(s["name"] + " * ") + 6) * n / width)  # of bar and name
+    lanes, curve = _lanes(track["segments"], end), track["values"] is not None
     height = 48 if curve else 18 * (1 + max(lanes, default=0))
     row = Image.new("RGB", (width, height + 15), "white")
     pen, x = ImageDraw.Draw(row), lambda t: t / n * (width - 1)
@@ -585,11 +586,11 @@ def _draw_curve(pen, track, n, x, y):
     if len(points) > 1: pen.line(points, "#0072B2", 2)
     for px, py in points: pen.ellipse([px - 2, py - 2, px + 2, py + 2], fill="#0072B2")
 
-def _lanes(segments):  # for each segment the first lane that is free
+def _lanes(segments, end):  # for each segment the first lane that is free
     ends, lanes = [], []
     for s in segments:
-        lane = next((i for i, end in enumerate(ends) if end <= s["start"]), len(ends))
-        ends[lane : lane + 1] = [s["end"]]
+        lane = next((i for i, taken in enumerate(ends) if taken <= s["start"]), len(ends))
+        ends[lane : lane + 1] = [end(s)]
         lanes.append(lane)
     return lanes
 
@@ -692,8 +693,9 @@ def film(
 
 # %% ../nbs/16_widgets.ipynb #64e04d54
 def _titled(picture, title):
-    page = Image.new("RGB", (picture.width, picture.height + 18), "white")
-    ImageDraw.Draw(page).text((1, 1), title or "clip", fill="black", font=_font(12))
+    title = title or "clip"
+    page = Image.new("RGB", (max(picture.width, math.ceil(_font(12).getlength(title)) + 2), picture.height + 18), "white")
+    ImageDraw.Draw(page).text((1, 1), title, fill="black", font=_font(12))
     page.paste(picture, (0, 18))
     return page
 
