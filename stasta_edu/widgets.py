@@ -741,6 +741,7 @@ def footage(
     max_frames: int = 256,  # longer videos are thinned out, and the note says so
 ) -> Footage:
     "Frames and what is known about them, from any source."
+    if max_frames < 1: raise ValueError(f"max_frames must be at least 1, got {max_frames}")
     if isinstance(source, Footage): return source
     if isinstance(source, (str, Path)): return _from_file(source, max_frames)
     if hasattr(source, "actions") and hasattr(source, "masks"): return _from_short_clip(source)
