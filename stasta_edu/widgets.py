@@ -791,7 +791,7 @@ class FrameScrubber(Player):
     ):
         it = footage(source, max_frames)
         tracks = [Track("short-term actions", segments=it.segments)] if it.segments else []
-        super().__init__([Panel(it.frames, layers)], tracks, fps or it.fps, title, it.note)
+        super().__init__([Panel(it.frames, layers)], tracks, it.fps if fps is None else fps, title, it.note)
 
 # %% ../nbs/16_widgets.ipynb #18222e5b
 def _field(maps, name, index):  # one clip's map out of a batch, as an array
@@ -823,7 +823,7 @@ class ImportanceView(Player):
         if field is not None: panels.append(Panel(it.frames, [Heat(field, "importance", it.clock(at), "diverging")], "for and against"))
         tracks = [Track("importance", curve, it.segments, it.clock(at), signed=True)]
         if it.segments: tracks.append(Track("short-term actions", segments=it.segments))
-        super().__init__(panels, tracks, fps or it.fps, title, it.note)
+        super().__init__(panels, tracks, it.fps if fps is None else fps, title, it.note)
 
 # %% ../nbs/16_widgets.ipynb #8d89c3ab
 class AttentionView(Player):
@@ -842,7 +842,7 @@ class AttentionView(Player):
         clock, asked = it.clock(at), A.mean(2).transpose(2, 0, 1) - 1 / A.shape[-1]  # (T, h, w), 0: an even share
         layers = [Heat(asked, "asked, beyond an even share", clock, "diverging", opacity=0.5)]
         tracks = [Track("short-term actions", segments=it.segments)] if it.segments else []
-        super().__init__([Panel(it.frames, layers, "clip", Matrix(A, "attention", clock))], tracks, fps or it.fps, title, it.note)
+        super().__init__([Panel(it.frames, layers, "clip", Matrix(A, "attention", clock))], tracks, it.fps if fps is None else fps, title, it.note)
 
 # %% ../nbs/16_widgets.ipynb #46d29217
 def _attention(maps, index):
@@ -899,7 +899,7 @@ class DisplacementView(Player):
         it = footage(source)
         layers = _motions(it, maps, index, it.clock(at), style)
         tracks = [Track("short-term actions", segments=it.segments)] if it.segments else []
-        super().__init__([Panel(it.frames, [layer], layer.title) for layer in layers], tracks, fps or it.fps, title, it.note)
+        super().__init__([Panel(it.frames, [layer], layer.title) for layer in layers], tracks, it.fps if fps is None else fps, title, it.note)
 
 # %% ../nbs/16_widgets.ipynb #3fc751ab
 def _boxes(model, video, target):  # occlusion without overlap: 64 forward passes, an answer within a second
@@ -1061,7 +1061,7 @@ class CompareView(Player):
         if not 2 <= len(things) <= 4: raise ValueError(f"two to four things can be compared, got {len(things)}")
         it = footage(source)
         shown = [_shown(it, name, thing, it.clock(at), video, target, classes) for name, thing in things.items()]
-        super().__init__(*_beside(it, shown), fps or it.fps, title, it.note)
+        super().__init__(*_beside(it, shown), it.fps if fps is None else fps, title, it.note)
 
 # %% ../nbs/16_widgets.ipynb #9cf7b492
 def _beside(it, shown):  # -> panels and tracks; the plain clip comes first where there is room

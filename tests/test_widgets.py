@@ -165,6 +165,7 @@ def test_panels_must_share_a_time_line():
     with pytest.raises(ValueError, match="share one time line"): Player([Panel(CLIP), Panel(CLIP[:5])]).spec
     with pytest.raises(ValueError, match="at least one panel"): Player([]).spec
     with pytest.raises(ValueError, match="fps must be positive"): Player([Panel(CLIP)], fps=0).spec
+    with pytest.raises(ValueError, match="fps must be positive"): FrameScrubber(CLIP, fps=0).spec
 
 
 def test_labels_are_escaped():
