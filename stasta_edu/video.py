@@ -17,7 +17,7 @@ import torch  # before decord: the other way round can crash at import
 import av
 import decord
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from .core import written_whole
@@ -35,15 +35,23 @@ def frame_strip(
     labels = shown if labels is None else labels
     h = height or frames.shape[1]
     w = round(frames.shape[2] * h / frames.shape[1])
-    strip = Image.new("RGB", (len(shown) * (w + gap) - gap, h + 14), "white")
+    strip = Image.new("RGB", (len(shown) * (w + gap) - gap, h + 16), "white")
     for i, (t, label) in enumerate(zip(shown, labels)):
-        strip.paste(Image.fromarray(frames[t]).resize((w, h), Image.Resampling.BICUBIC), (i * (w + gap), 14))
-        ImageDraw.Draw(strip).text((i * (w + gap) + 2, 1), str(label), fill="black")
+        strip.paste(Image.fromarray(frames[t]).resize((w, h), Image.Resampling.BICUBIC), (i * (w + gap), 16))
+        ImageDraw.Draw(strip).text((i * (w + gap) + 2, 0), str(label), fill="black", font=ImageFont.load_default(12))
     return strip
 
 # %% ../nbs/01_video.ipynb #523ad135
 _CODECS = {".mp4": "libx264", ".mkv": "libx264", ".mov": "libx264", ".webm": "libvpx-vp9", ".avi": "mpeg4"}
 
+def _check_frames(path, frames, fps, gop):
+    if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[-1] != 3 or not len(frames):
+        raise ValueError(f"{path}: expected uint8 frames (T, H, W, 3), at least one; got {frames.dtype} {frames.shape}")
+    if path.suffix.lower() not in _CODECS:
+        raise ValueError(f"{path}: cannot write '{path.suffix}' files; choose one of {', '.join(_CODECS)}")
+    if fps <= 0 or gop < 1: raise ValueError(f"{path}: fps must be more than 0 and gop at least 1, got {fps} and {gop}")
+
+# %% ../nbs/01_video.ipynb #523ad136
 def write_video(
     path: str | os.PathLike,  # the suffix chooses the container: .mp4, .mkv, .mov, .webm, .avi
     frames: np.ndarray,       # (T, H, W, 3) uint8, RGB
@@ -53,10 +61,7 @@ def write_video(
 ) -> Path:                    # the path, once the file is complete
     "Encode `frames` with PyAV. `ValueError` for frames of another form, `OSError` where the place cannot be written."
     frames, path = np.asarray(frames), Path(path)
-    if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[-1] != 3 or not len(frames):
-        raise ValueError(f"{path}: expected uint8 frames (T, H, W, 3), at least one; got {frames.dtype} {frames.shape}")
-    if path.suffix.lower() not in _CODECS:
-        raise ValueError(f"{path}: cannot write '{path.suffix}' files; choose one of {', '.join(_CODECS)}")
+    _check_frames(path, frames, fps, gop)
     with written_whole(path) as part, av.open(str(part), "w") as container:
         _encode(container, _CODECS[path.suffix.lower()], frames, fps, gop, quality)
     return path
@@ -100,12 +105,14 @@ def _check_is_file(path):
     try:
         if not path.exists(): raise VideoReadError(f"{path}: there is no such file")
         if path.is_dir(): raise VideoReadError(f"{path}: is a directory, not a video file")
+        if not path.is_file(): raise VideoReadError(f"{path}: is no regular file")  # a pipe would keep us waiting
         with open(path, "rb"): stat = path.stat()
     except PermissionError as error: raise VideoReadError(f"{path}: no permission to read it") from error
     except OSError as error: raise VideoReadError(f"{path}: cannot be opened ({error.strerror})") from error
     if stat.st_size == 0: raise VideoReadError(f"{path}: the file is empty (0 bytes)")
     return stat
 
+# %% ../nbs/01_video.ipynb #8fb1d322
 def _seconds_promised(container, stream):
     "(seconds, whether they are those of the pictures alone): sound may last longer."
     if stream.duration: return float(stream.duration * stream.time_base), True
@@ -156,6 +163,7 @@ def probe(
         return VideoInfo(str(path), stream.width, stream.height, rate, len(times), promised or round(seconds * rate),
                          stream.codec_context.name, container.format.name, _damage(times, promised, seconds, exact))
 
+# %% ../nbs/01_video.ipynb #f9d4bdc3
 def count_frames(
     path: str | os.PathLike,  # a video file
 ) -> int:                     # frames in it
@@ -201,6 +209,12 @@ def _promise(path, size, modified):
         in_sequence = not {"mp4", "matroska"} & set(container.format.name.split(","))
         return (stream.frames or 0, *_seconds_promised(container, stream), in_sequence)
 
+# %% ../nbs/01_video.ipynb #7a256208
+def _check_request(path, indices, size, backend):
+    if not indices: raise ValueError(f"{path}: no frame indices were given")
+    if backend not in ("decord", "pyav"): raise ValueError(f"backend must be 'decord' or 'pyav', not {backend!r}")
+    if size is not None and min(size) < 1: raise ValueError(f"size must be (height, width), both at least 1, not {size!r}")
+
 # %% ../nbs/01_video.ipynb #5a0e1c04
 def read_frames(
     path: str | os.PathLike,              # a video file
@@ -210,8 +224,7 @@ def read_frames(
 ) -> np.ndarray:                          # (len(indices), H, W, 3) uint8, RGB
     "Decode the frames at `indices`. Raises `VideoReadError` rather than return other frames than those asked for."
     indices = [int(i) for i in indices]
-    if not indices: raise ValueError(f"{path}: no frame indices were given")
-    if backend not in ("decord", "pyav"): raise ValueError(f"backend must be 'decord' or 'pyav', not {backend!r}")
+    _check_request(path, indices, size, backend)
     stat = _check_is_file(path)
     promise = _promise(str(path), stat.st_size, stat.st_mtime_ns)
     in_sequence = promise[-1] or backend == "pyav"
@@ -224,6 +237,7 @@ def _check_range(path, indices, n):
     if min(indices) < 0 or max(indices) >= n:
         raise VideoReadError(f"{path}: frames {min(indices)} to {max(indices)} were asked for, but it has {n} frames")
 
+# %% ../nbs/01_video.ipynb #4c0e223c
 def _read_with_decord(path, indices, promised, seconds, exact):
     try:
         reader = decord.VideoReader(str(path), num_threads=1, fault_tol=1e-6)
