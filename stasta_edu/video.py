@@ -14,7 +14,7 @@ from functools import lru_cache
 from pathlib import Path
 
 import torch  # before decord: the other way round can crash at import
-import av
+import av     # before decord, too: else VP9 cannot be written
 import decord
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -114,27 +114,27 @@ def _check_is_file(path):
 
 # %% ../nbs/01_video.ipynb #8fb1d322
 def _seconds_promised(container, stream):
-    "(seconds, whether they are those of the pictures alone): sound may last longer."
-    if stream.duration: return float(stream.duration * stream.time_base), True
+    "(seconds, how many frames' time may be missing from them; 0: 5 %). Exact where they are the pictures' own; sound may last longer."
+    if stream.duration: return float(stream.duration * stream.time_base), 0.5
     if tag := stream.metadata.get("DURATION"):
         hours, minutes, seconds = tag.split(":")
-        return 3600 * int(hours) + 60 * int(minutes) + float(seconds), True
-    return (container.duration or 0) / av.time_base, len(container.streams) == 1
+        return 3600 * int(hours) + 60 * int(minutes) + float(seconds), 0.5
+    return (container.duration or 0) / av.time_base, 1.0 if len(container.streams) == 1 else 0.0
 
 # %% ../nbs/01_video.ipynb #5a0e1c01
-def _damage(times, promised, seconds, exact):
-    "What does not fit: `times` of the frames in seconds, `promised` frames (0: unknown), `seconds` promised. A sentence, or an empty one."
+def _damage(times, promised, seconds, slack, rate=0.0):
+    "What does not fit: `times` of the frames in seconds, `promised` frames (0: unknown), `seconds` promised, frames a second. A sentence, or an empty one."
     n = len(times)
     if n < promised: return f"{n} of {promised} frames are there; the file looks cut off"
-    if n < 3 or not np.isfinite(times).all(): return ""
+    if not n or not np.isfinite(times).all(): return ""
     steps = np.diff(np.sort(times))
-    step = float(np.median(steps))
     if (steps <= 0).any(): return "several frames claim the same moment; the file looks spliced"
-    even = (np.abs(steps - step) < 0.002 + 0.02 * step).mean() > 0.9
+    step = float(np.median(steps)) if n > 2 else max([*steps, 1 / rate if rate else seconds])  # of two frames, no rhythm can be told
+    even = n > 2 and (np.abs(steps - step) < 0.002 + 0.02 * step).mean() > 0.9
     if even and (steps > 2.5 * step).any(): return f"about {round(steps.max() / step) - 1} frames are missing at {np.sort(times)[steps.argmax()]:.1f} s"
-    end = float(times.max()) + (step if even else float(steps.max()))
-    slack = step if exact else max(step, 0.05 * seconds)
-    if not promised and end < seconds - slack - 0.002: return f"it ends after {end:.1f} of {seconds:.1f} s; the file looks cut off"
+    end = float(times.max()) + (step if even or n < 3 else float(steps.max()))
+    missing = seconds - end - 0.002
+    if not promised and missing > (slack * step if slack else max(step, 0.05 * seconds)): return f"it ends after {end:.1f} of {seconds:.1f} s; the file looks cut off"
     return ""
 
 # %% ../nbs/01_video.ipynb #73834bec
@@ -158,10 +158,10 @@ def probe(
     "Look into a video file without decoding it. Raises `VideoReadError` where it cannot be opened; damage is told, not raised."
     with _opened(path) as (container, stream):
         times = np.array([np.nan if p.pts is None else float(p.pts * p.time_base) for p in container.demux(stream) if p.size])
-        seconds, exact = _seconds_promised(container, stream)
+        seconds, slack = _seconds_promised(container, stream)
         rate, promised = float(stream.average_rate or 0), stream.frames or 0
         return VideoInfo(str(path), stream.width, stream.height, rate, len(times), promised or round(seconds * rate),
-                         stream.codec_context.name, container.format.name, _damage(times, promised, seconds, exact))
+                         stream.codec_context.name, container.format.name, _damage(times, promised, seconds, slack, rate))
 
 # %% ../nbs/01_video.ipynb #f9d4bdc3
 def count_frames(
@@ -202,12 +202,14 @@ def read_in_sequence(
     return np.stack([kept[int(i)] for i in indices])
 
 # %% ../nbs/01_video.ipynb #7a256207
+decord.logging.set_level(decord.logging.QUIET)  # what FFmpeg mutters about a broken file stands in our error, with its name
+
 @lru_cache(maxsize=4096)
 def _promise(path, size, modified):
-    "(frames or 0, seconds, exact, whether to read in sequence) as the header says; remembered until the file changes."
+    "(frames or 0, seconds, slack, rate, whether to read in sequence) as the header says; remembered until the file changes."
     with _opened(path) as (container, stream):
         in_sequence = not {"mp4", "matroska"} & set(container.format.name.split(","))
-        return (stream.frames or 0, *_seconds_promised(container, stream), in_sequence)
+        return (stream.frames or 0, *_seconds_promised(container, stream), float(stream.average_rate or 0), in_sequence)
 
 # %% ../nbs/01_video.ipynb #7a256208
 def _check_request(path, indices, size, backend):
@@ -238,11 +240,12 @@ def _check_range(path, indices, n):
         raise VideoReadError(f"{path}: frames {min(indices)} to {max(indices)} were asked for, but it has {n} frames")
 
 # %% ../nbs/01_video.ipynb #4c0e223c
-def _read_with_decord(path, indices, promised, seconds, exact):
+def _read_with_decord(path, indices, *promise):
     try:
         reader = decord.VideoReader(str(path), num_threads=1, fault_tol=1e-6)
-        damage = _damage(reader.get_frame_timestamp(range(len(reader)))[:, 0], promised, seconds, exact)
-        if damage: raise VideoReadError(f"{path}: {damage}. Get the file again.")
+        times = reader.get_frame_timestamp(range(len(reader)))[:, 0]
+        if times.max() > 1e9: count_frames(path)  # decord knows no times here: this looks itself, and complains
+        elif damage := _damage(times, *promise): raise VideoReadError(f"{path}: {damage}. Get the file again.")
         _check_range(path, indices, len(reader))
         return reader.get_batch(indices).asnumpy()
     except VideoReadError: raise

@@ -87,6 +87,27 @@ def test_cut_off_files_do_not_pass_as_short_clips(tmp_path, suffix, share):
         read_frames(cut, [0])
 
 
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv", ".webm"])
+def test_no_cut_leaves_a_clip_that_passes_for_a_shorter_one(tmp_path, suffix):
+    "At every third byte. Of H.264 in Matroska the last packet is a frame from further in front: it may have been dropped by the camera, and nobody can tell."
+    whole, cut = write_video(tmp_path / f"whole{suffix}", bar_clip(24), quality=40).read_bytes(), tmp_path / f"cut{suffix}"
+    counted, read = set(), set()
+    for size in range(1, len(whole), 3):
+        cut.write_bytes(whole[:size])
+        try: counted.add(count_frames(cut))
+        except VideoReadError: pass
+        try: read.add((len(read_frames(cut, [0])), probe(cut).num_frames))
+        except VideoReadError: pass
+    allowed = {23, 24} if suffix == ".mkv" else {24}
+    assert counted <= allowed and {n for _, n in read} <= allowed, (counted, read)
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv", ".webm", ".avi"])
+def test_short_clips_at_any_rate_are_no_damage(tmp_path, suffix):
+    for fps in (1, 5, 12, 24, 25, 30, 60):
+        for n in (1, 2, 3, 5): assert count_frames(write_video(tmp_path / f"short{suffix}", bar_clip(n), fps=fps)) == len(read_frames(tmp_path / f"short{suffix}", range(n))) == n
+
+
 def encoded(path, frames, codec="libx264", pix_fmt="yuv420p", times=None, rate=12, sound=0.0):
     "A file that `write_video` would not make. `times` in ticks of 1/120 s; `sound` in seconds."
     with av.open(str(path), "w") as container:
