@@ -15,6 +15,7 @@ import os
 import re
 import shutil
 import tempfile
+import textwrap
 import warnings
 from collections import Counter
 from dataclasses import dataclass
@@ -590,10 +591,12 @@ def show_batch(self: ClipDataset,
 
 # %% ../nbs/03_datasets.ipynb #d5000045
 def _page(rows):  # (text, picture) each
-    page = Image.new("RGB", (max(picture.width for _, picture in rows), sum(picture.height + 20 for _, picture in rows)), "white")
-    for (text, picture), y in zip(rows, np.cumsum([0] + [picture.height + 20 for _, picture in rows])):
-        ImageDraw.Draw(page).text((2, y + 4), text, fill="black", font=ImageFont.load_default(12))
-        page.paste(picture, (0, int(y) + 20))
+    texts, y = [textwrap.wrap(text, max(20, picture.width // 7)) for text, picture in rows], 0
+    page = Image.new("RGB", (max(p.width for _, p in rows), sum(6 + 14 * len(lines) + p.height for lines, (_, p) in zip(texts, rows))), "white")
+    for lines, (_, picture) in zip(texts, rows):
+        ImageDraw.Draw(page).multiline_text((2, y + 4), "\n".join(lines), fill="black", font=ImageFont.load_default(12), spacing=3)
+        page.paste(picture, (0, y + 6 + 14 * len(lines)))
+        y += 6 + 14 * len(lines) + picture.height
     return page
 
 # %% ../nbs/03_datasets.ipynb #d5000051
