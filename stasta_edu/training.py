@@ -423,13 +423,12 @@ def hear_ctrl_c(self: Learner):
 @patch
 @contextmanager
 def listen_to_ctrl_c(self: Learner):
-    "The first Ctrl-C ends the run after the current step, one that comes a second later or more at once."
+    "The first Ctrl-C ends the run after the current step, the second one at once."
     if threading.current_thread() is not threading.main_thread(): yield; return
-    before, last = signal.getsignal(signal.SIGINT), math.inf
+    before = signal.getsignal(signal.SIGINT)
     def stop(*_):
-        nonlocal last
-        if time.monotonic() > last + 1: raise KeyboardInterrupt
-        self.interrupted, last = True, min(last, time.monotonic())
+        self.interrupted = True
+        signal.signal(signal.SIGINT, before)
     signal.signal(signal.SIGINT, stop)
     try: yield
     finally: signal.signal(signal.SIGINT, before)
