@@ -591,7 +591,7 @@ def _shown(x, digits=".1f"): return "–" if x is None else f"{x:{digits}}"
 @patch
 def _repr_html_(self: PaperTable):
     scores = ("V1 top-1", "V1 top-5", "V2 top-1", "V2 top-5") if self.number == 1 else ("mAP",)
-    heads = ("method", "frames", "params, M", "G × views", *scores, "network", "params, M", "G", "accuracy")
+    heads = ("method", "frames", "params, M", "G × views", *scores, "network", "params, M", "G, one view", "accuracy")
     over = f"<tr><th colspan={4 + len(scores)}>Table {self.number}, as reported in the paper</th><th colspan=4>measured here</th></tr>"
     rows = []
     for r in self.rows:
