@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['Variant', 'Plan', 'read_plan', 'build', 'Seen', 'loaders', 'train_variant', 'within_families', 'run_variant',
-           'load_runs', 'run_plan']
+           'origin', 'run_key', 'load_runs', 'run_plan', 'bootstrap_interval', 'sign_flip_test', 'effect_size',
+           'Comparison', 'score_of', 'compare', 'comparison_rows', 'plot_differences', 'plot_compute']
 
 # %% ../nbs/14_ablation.ipynb #ab140003
 import hashlib
@@ -29,7 +30,7 @@ import yaml
 from torch import nn
 from torch.utils.data import Dataset
 
-from .baselines import get_model, list_models
+from .baselines import get_model, list_models, model_cost
 from .core import patch, written_whole
 from .evaluation import Evaluation, evaluate
 from .short_actions import STANDARD_BUDGET, VERSION, ShortActions
@@ -37,7 +38,7 @@ from .stasta import PluggedBlock, STASTABlock
 from .training import DataLoaders, Learner, Recipe
 from .transforms import clip_transform
 
-# %% ../nbs/14_ablation.ipynb #ab140006
+# %% ../nbs/14_ablation.ipynb #ab140007
 _SEES = ("all", "shuffled", "one")  # the frames of a clip: in order, in any order, or one of them
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ class Variant:
     block_after: str | None = None                  # put the STASTA block behind this layer of somebody else's network (Sec. IV-E)
     study: str = ""                                 # under which heading it belongs
 
-# %% ../nbs/14_ablation.ipynb #ab140007
+# %% ../nbs/14_ablation.ipynb #ab140008
 @dataclass(frozen=True)
 class Plan:
     "What is compared with what."
@@ -66,7 +67,7 @@ class Plan:
         seeds = sorted({s for v in self.variants for s in (self.seeds if v.seeds is None else v.seeds)})
         return [(v, s) for s in seeds for v in self.variants if s in (self.seeds if v.seeds is None else v.seeds)]
 
-# %% ../nbs/14_ablation.ipynb #ab140009
+# %% ../nbs/14_ablation.ipynb #ab14000a
 def read_plan(
     path: str | os.PathLike,  # a .yaml file: variants, and perhaps seeds, budget, split
 ) -> Plan:
@@ -80,7 +81,7 @@ def read_plan(
     try: return _plan(content)
     except (TypeError, ValueError) as error: raise ValueError(f"{path}: {error}") from error
 
-# %% ../nbs/14_ablation.ipynb #ab14000a
+# %% ../nbs/14_ablation.ipynb #ab14000b
 def _known(given, allowed, where):
     for key in given:
         if key not in allowed: raise ValueError(f"{where}: {key!r} is not known; it can be {', '.join(allowed)}")
@@ -95,7 +96,7 @@ def _budget(value, where):
         if not isinstance(v, type(STANDARD_BUDGET[key])): raise ValueError(f"{where}, budget: {key} must be {type(STANDARD_BUDGET[key]).__name__}, not {v!r}")
     return dict(value or {})
 
-# %% ../nbs/14_ablation.ipynb #ab14000b
+# %% ../nbs/14_ablation.ipynb #ab14000c
 def _variant(name, given):
     given = dict(given or {})
     _known(given, tuple(f for f in Variant.__dataclass_fields__ if f != "name"), name)
@@ -107,7 +108,7 @@ def _variant(name, given):
     build(variant, 12, variant.budget.get("num_frames", STANDARD_BUDGET["num_frames"]))  # arguments that do not fit are found now
     return variant
 
-# %% ../nbs/14_ablation.ipynb #ab14000c
+# %% ../nbs/14_ablation.ipynb #ab14000d
 def _plan(content):
     own = {"seeds": _seeds(content["seeds"], "seeds")} if "seeds" in content else {}
     budget = {**STANDARD_BUDGET, **_budget(content.get("budget"), "plan")}
@@ -115,7 +116,7 @@ def _plan(content):
     if split not in ("validation", "test"): raise ValueError(f"split must be validation or test, not {split!r}")
     return Plan(tuple(_variant(name, v) for name, v in content["variants"].items()), budget=budget, split=split, **own)
 
-# %% ../nbs/14_ablation.ipynb #ab14000e
+# %% ../nbs/14_ablation.ipynb #ab14000f
 def build(
     variant: Variant,
     num_classes: int,
@@ -135,7 +136,7 @@ def build(
 
 _BLOCK = dict(fast_channels=24, slow_channels=48, corr_channels=16, radius=4, motion_channels=(8, 16, 16), zero_init=False)  # as in `stasta_tiny`
 
-# %% ../nbs/14_ablation.ipynb #ab140010
+# %% ../nbs/14_ablation.ipynb #ab140011
 class Seen(Dataset):
     "The frames that a model is given: all, in order; all, shuffled; or one of them, by chance (the same one each time)."
     def __init__(self, clips, sees: str, seed: int): self.clips, self.sees, self.seed, self.classes = clips, sees, seed, clips.classes
@@ -146,7 +147,7 @@ class Seen(Dataset):
         order = torch.randperm(len(video), generator=torch.Generator().manual_seed(1_000_003 * self.seed + i))
         return {"all": video, "shuffled": video[order], "one": video[order[:1]]}[self.sees], label
 
-# %% ../nbs/14_ablation.ipynb #ab140011
+# %% ../nbs/14_ablation.ipynb #ab140012
 def loaders(
     budget: dict,        # with the fields of STANDARD_BUDGET
     seed: int,           # of the order
@@ -161,7 +162,7 @@ def loaders(
         sets.append(Seen(clips.cached(cache), sees, seed))
     return DataLoaders.from_datasets(*sets, batch_size=budget["batch_size"], seed=seed)
 
-# %% ../nbs/14_ablation.ipynb #ab140012
+# %% ../nbs/14_ablation.ipynb #ab140013
 def train_variant(
     variant: Variant,
     seed: int,
@@ -180,7 +181,7 @@ def train_variant(
     learn.fit(max_steps=steps)
     return model, evaluate(model, dls.valid), learn.losses
 
-# %% ../nbs/14_ablation.ipynb #ab140014
+# %% ../nbs/14_ablation.ipynb #ab140015
 def within_families(
     evaluation: Evaluation,   # of all clips of ShortActions
     families: list[str],      # that of each class
@@ -193,7 +194,7 @@ def within_families(
         found[family] = (answer == evaluation.labels[rows]).double().mean().item()
     return found
 
-# %% ../nbs/14_ablation.ipynb #ab140015
+# %% ../nbs/14_ablation.ipynb #ab140016
 def run_variant(variant: Variant, seed: int, plan: Plan, cache, steps: int | None = None) -> dict:
     "One line of the results: configuration, scores, origin. Arguments as in `train_variant`."
     torch.set_num_threads(1)  # two runs beside each other are faster than one with two threads, and give the same numbers everywhere
@@ -203,10 +204,11 @@ def run_variant(variant: Variant, seed: int, plan: Plan, cache, steps: int | Non
     return dict(key=run_key(variant, seed, plan), variant=asdict(variant), seed=seed, budget={**plan.budget, **variant.budget}, split=plan.split,
                 top1=scored.top(1), within=within_families(scored, families), confusion=scored.confusion.tolist(), n_test=len(scored.labels),
                 train_loss=sum(losses[-20:]) / len(losses[-20:]), n_steps=len(losses), params=sum(p.numel() for p in model.parameters()),
-                seconds=round(time.perf_counter() - start, 1), origin=_origin())
+                seconds=round(time.perf_counter() - start, 1), origin=origin())
 
-# %% ../nbs/14_ablation.ipynb #ab140016
-def _origin():
+# %% ../nbs/14_ablation.ipynb #ab140017
+def origin() -> dict:
+    "Where results come from: benchmark, versions, machine."
     return dict(benchmark=VERSION, version=version("stasta_edu"), torch=torch.__version__, python=platform.python_version(),
                 machine=f"{platform.system()} {platform.machine()}, 1 CPU thread")
 
@@ -218,7 +220,7 @@ def run_key(
     says = dict(says, seed=seed, budget={**plan.budget, **variant.budget}, split=plan.split, benchmark=VERSION)
     return hashlib.sha256(json.dumps(says, sort_keys=True, default=list).encode()).hexdigest()[:16]
 
-# %% ../nbs/14_ablation.ipynb #ab140018
+# %% ../nbs/14_ablation.ipynb #ab140019
 def load_runs(
     path: str | os.PathLike,  # a .jsonl file
 ) -> list[dict]:              # what `run_variant` said, oldest first; an unfinished last line is left out
@@ -229,7 +231,7 @@ def load_runs(
     try: return [json.loads(line) for line in lines]
     except json.JSONDecodeError as error: raise ValueError(f"{path}: line {len(lines)} or before is damaged ({error.msg}); remove it, and the run is made again") from error
 
-# %% ../nbs/14_ablation.ipynb #ab140019
+# %% ../nbs/14_ablation.ipynb #ab14001a
 def run_plan(
     plan: Plan,
     results: str | os.PathLike,   # a .jsonl file, made or continued
@@ -248,7 +250,7 @@ def run_plan(
     _in_parallel(missing, wanted, plan, results, cache, workers, steps, say)
     return [r for r in load_runs(results) if r["key"] in wanted]
 
-# %% ../nbs/14_ablation.ipynb #ab14001a
+# %% ../nbs/14_ablation.ipynb #ab14001b
 def _mend(results):
     "Cut off a line that was never finished."
     path = Path(results)
@@ -261,7 +263,7 @@ def _render_once(variants, plan, cache):  # before processes begin to ask for th
     needed = {json.dumps({k: b[k] for k in ("size", "num_frames", "train", "test")}): b for b in ({**plan.budget, **v.budget} for v in variants)}
     for b in needed.values(): loaders(b, 0, cache, plan.split)
 
-# %% ../nbs/14_ablation.ipynb #ab14001b
+# %% ../nbs/14_ablation.ipynb #ab14001c
 def _in_parallel(missing, wanted, plan, results, cache, workers, steps, say):
     with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
         futures = {pool.submit(run_variant, *wanted[k], plan, cache, steps): k for k in missing}
@@ -273,3 +275,135 @@ def _in_parallel(missing, wanted, plan, results, cache, workers, steps, say):
         except BaseException:  # Ctrl-C, or a run that failed: what is done is written, the others need not begin
             pool.shutdown(wait=False, cancel_futures=True)
             raise
+
+# %% ../nbs/14_ablation.ipynb #ab140026
+def bootstrap_interval(
+    values,                  # one number a seed
+    level: float = 0.95,     # share of the resamples inside
+    resamples: int = 10_000, # draws
+    seed: int = 0,           # of the draws
+) -> tuple[float, float]:    # NaN where there are fewer than two numbers
+    "Percentile interval of the mean (Efron)."
+    x = np.asarray(values, float)
+    if len(x) < 2: return math.nan, math.nan
+    means = x[np.random.default_rng(seed).integers(len(x), size=(resamples, len(x)))].mean(1)
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+# %% ../nbs/14_ablation.ipynb #ab14002b
+def sign_flip_test(
+    differences,   # one number a pair, at most 20
+) -> float:        # two-sided p
+    "Paired permutation test: in how many of the 2^n sign patterns is the mean at least as far from zero? Exact."
+    d = np.asarray(differences, float)
+    if not 1 <= len(d) <= 20: raise ValueError(f"sign_flip_test: {len(d)} differences; it counts all 2^n patterns, for 1 to 20 of them")
+    signs = np.array(list(itertools.product((1, -1), repeat=len(d))))  # (2^n, n)
+    return float((np.abs(signs @ d) >= abs(d.sum()) - 1e-12).mean())
+
+# %% ../nbs/14_ablation.ipynb #ab14002e
+def effect_size(
+    differences,   # one number a pair
+) -> float:        # infinite where all are the same and not zero
+    "Mean difference in standard deviations of the difference (Cohen's d for pairs)."
+    d = np.asarray(differences, float)
+    if len(d) < 2: return math.nan
+    spread = d.std(ddof=1)
+    if spread > 0: return float(d.mean() / spread)
+    return 0.0 if d.mean() == 0 else math.copysign(math.inf, d.mean())
+
+# %% ../nbs/14_ablation.ipynb #ab140031
+@dataclass(frozen=True)
+class Comparison:
+    "One variant beside another one."
+    name: str
+    than: str
+    seeds: tuple[int, ...]        # that both have
+    values: tuple[float, ...]     # of the variant, one a seed
+    differences: tuple[float, ...]
+
+    @property
+    def mean(self) -> float: return float(np.mean(self.values))
+    @property
+    def difference(self) -> float: return float(np.mean(self.differences))
+    @property
+    def interval(self) -> tuple[float, float]: return bootstrap_interval(self.differences)
+    @property
+    def p(self) -> float: return sign_flip_test(self.differences)
+    @property
+    def effect(self) -> float: return effect_size(self.differences)
+
+# %% ../nbs/14_ablation.ipynb #ab140032
+def score_of(run: dict, family: str = "all") -> float:
+    "Accuracy of a run over all clips, or within a family."
+    return run["top1"] if family == "all" else run["within"][family]
+
+def compare(
+    runs: list[dict],     # from `load_runs`
+    name: str,            # of a variant
+    than: str,            # another one
+    family: str = "all",  # or "tempo", "importance", "order": accuracy among its own classes
+) -> Comparison:
+    "Pair two variants by seed. `ValueError` where they have no seed in common."
+    a, b = ({r["seed"]: score_of(r, family) for r in runs if r["variant"]["name"] == n} for n in (name, than))
+    seeds = tuple(sorted(a.keys() & b.keys()))
+    if not seeds: raise ValueError(f"{name!r} and {than!r} have no seed in common: {len(a)} and {len(b)} runs; names are {', '.join(dict.fromkeys(r['variant']['name'] for r in runs))}")
+    return Comparison(name, than, seeds, tuple(a[s] for s in seeds), tuple(a[s] - b[s] for s in seeds))
+
+# %% ../nbs/14_ablation.ipynb #ab140034
+def comparison_rows(
+    runs: list[dict],
+    names: list[str],               # of variants, in this order
+    than: str,                      # what they are compared with
+    families=("all", "tempo", "importance", "order"),
+) -> str:                           # an HTML table: accuracy, and the difference with its interval, for each family
+    "Accuracy of each variant, overall and within families, and what is left of the difference."
+    head = "".join(f"<th>{h}</th>" for h in ("", "runs", *families, "p, all", "effect"))
+    body = ""
+    for name in names:
+        found = [compare(runs, name, than, f) for f in families]
+        cells = [html.escape(name), str(len(found[0].seeds)), *map(_cell, found)]
+        cells += ["", ""] if name == than else [f"{found[0].p:.3f}", f"{found[0].effect:+.1f}"]
+        body += "<tr>" + "".join(f"<td>{c}</td>" for c in cells) + "</tr>"
+    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+
+def _cell(c):
+    if c.name == c.than: return f"{c.mean:.1%}"
+    return f"{c.mean:.1%}<br><small>{100 * c.difference:+.1f} [{100 * c.interval[0]:+.1f}, {100 * c.interval[1]:+.1f}]</small>"
+
+# %% ../nbs/14_ablation.ipynb #ab140035
+def plot_differences(
+    runs: list[dict], names: list[str], than: str, family: str = "all", ax=None,
+):                   # matplotlib axes
+    "One line a variant: the difference of each seed as a dot, the mean and its interval; blue where the interval excludes zero."
+    import matplotlib.pyplot as plt
+    ax = ax or plt.subplots(figsize=(6.4, 0.5 + 0.36 * len(names)), dpi=90, layout="constrained")[1]
+    for y, name in enumerate(names[::-1]):
+        c = compare(runs, name, than, family)
+        low, high = (100 * v for v in c.interval)
+        colour = "#0072B2" if low > 0 or high < 0 else "#777777"
+        ax.plot(100 * np.array(c.differences), [y] * len(c.differences), "o", color=colour, ms=4, alpha=0.35, mew=0)
+        ax.plot([low, high], [y, y], color=colour, lw=2)
+        ax.plot(100 * c.difference, y, "D", color=colour, ms=6)
+    ax.axvline(0, color="black", lw=0.8)
+    ax.set(yticks=range(len(names)), yticklabels=names[::-1], xlabel=f"points of accuracy more than {than!r}", title=family)
+    ax.spines[["top", "right"]].set_visible(False)
+    return ax
+
+# %% ../nbs/14_ablation.ipynb #ab14004e
+def plot_compute(
+    runs: list[dict],          # of any plan with 8 frames of 64 pixels
+    names: dict[str, str],     # variant -> colour
+):                             # -> plotly Figure
+    "Accuracy against multiply-accumulates; the area of a bubble is the number of parameters."
+    import plotly.graph_objects as go
+    fig = go.Figure()
+    for name, colour in names.items():
+        own = [r for r in runs if r["variant"]["name"] == name]
+        v = own[0]["variant"]
+        params, macs = model_cost(v["model"], 12, own[0]["budget"]["num_frames"], own[0]["budget"]["size"], **v["kw"])
+        y = [100 * r["top1"] for r in own]
+        mean = sum(y) / len(y)
+        fig.add_scatter(x=[macs / 1e6], y=[mean], mode="markers+text", text=[name], textposition="middle right", name=name, showlegend=False,
+            marker=dict(size=(params / 1e3) ** 0.5 * 1.6, color=colour, opacity=0.6, line=dict(width=0)), error_y=dict(symmetric=False, array=[max(y) - mean], arrayminus=[mean - min(y)], color=colour, thickness=1),
+            hovertemplate=f"{name}: {mean:.1f} % ({len(y)} seeds)<br>{macs / 1e6:.0f} M MACs, {params / 1e3:.0f} k parameters<extra></extra>")
+    return fig.update_layout(template="plotly_white", xaxis_title="M multiply-accumulates a clip", yaxis_title="top-1 on unseen clips, %", height=460, margin=dict(l=60, r=40, t=20, b=50))
