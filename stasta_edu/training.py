@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['Optimisation', 'Machinery', 'Recipe', 'parameter_groups', 'seed_for', 'EpochSampler', 'Repeatable', 'DataLoaders',
-           'Learner', 'one_cycle', 'Progress', 'Run', 'environment', 'checkpoint_layers', 'RateFinder', 'LivePlot']
+           'Learner', 'one_cycle', 'Progress', 'Run', 'environment', 'checkpoint_layers', 'RateFinder', 'LivePlot',
+           'show_clips', 'in_words']
 
 # %% ../nbs/12_training.ipynb #f9b5df30
 import atexit
@@ -19,10 +20,13 @@ import threading
 import time
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
+from types import MethodType
 
 import numpy as np
+from PIL import Image, ImageDraw
 
 # %% ../nbs/12_training.ipynb #3454860b
 import torch
@@ -35,10 +39,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader, Dataset, Sampler
-from torchmetrics.functional.classification import multilabel_average_precision
+from torchmetrics.functional.classification import binary_average_precision
 from tqdm.auto import tqdm
 
 from .core import patch, written_whole
+from .transforms import denormalise
+from .video import frame_strip
 
 # %% ../nbs/12_training.ipynb #4254ea5b
 @dataclass(frozen=True)
@@ -206,7 +212,7 @@ class Learner:
         self.callbacks = [*show, *callbacks, *([self.run] if self.run else [])]
         self.losses: list[float] = []       # one for each step
         self.history: list[dict] = []       # one for each epoch
-        self.stopping = False               # set it in a callback, and the run ends after this step
+        self.stopping = self.interrupted = False  # a callback may set `stopping` (in every process): the run ends after this step
 
 # %% ../nbs/12_training.ipynb #19ecb9e1
 def _accelerator(device, precision):
@@ -252,8 +258,7 @@ def train_step(self: Learner,
     label: Tensor,   # (B,) or (B, classes)
 ) -> float:          # the loss, mean over the clips of all processes
     "One step: loss, gradient, clip, update. `FloatingPointError` when the loss is not finite, with the batch's items."
-    try: loss = self.accelerator.reduce(self.add_gradients(video, label), "mean").item()
-    except torch.OutOfMemoryError as error: raise MemoryError(self.too_much(len(label))) from error
+    with _memory(lambda: self.too_much(len(label))): loss = self.accelerator.reduce(self.add_gradients(video, label), "mean").item()
     if not math.isfinite(loss): raise FloatingPointError(self.not_a_number(loss, video))
     self.accelerator.clip_grad_norm_(self.prepared.parameters(), self.recipe.clip_grad)
     self.optimizer.step()
@@ -290,6 +295,14 @@ def not_a_number(self: Learner, loss: float, video: Tensor) -> str:
         if bad: bad = [items[b] for b in bad] if self.accelerator.num_processes == 1 else bad
     return where + (f"; the frames of {bad} are not finite" if bad else f". Lower lr (now {self.recipe.lr}) or look at these clips")
 
+# %% ../nbs/12_training.ipynb #12b0f003
+@contextmanager
+def _memory(advice):  # a GPU's error has a type of its own, a CPU's only a text
+    try: yield
+    except RuntimeError as error:
+        if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error): raise
+        raise MemoryError(advice()) from error
+
 @patch
 def too_much(self: Learner, clips: int) -> str:
     "What to do when memory runs out."
@@ -309,6 +322,7 @@ def train_epoch(self: Learner):
     elif first: raise ValueError("this loader cannot begin in the middle of an epoch; make it with DataLoaders.from_datasets")
     for video, label in self.train_batches:
         self.losses.append(self.train_step(video, label))
+        self.hear_ctrl_c()
         self("after_step")
         if self.step >= self.total or self.stopping: break
 
@@ -325,13 +339,14 @@ def validate(self: Learner) -> dict:  # valid_loss, and top1 or mean_ap, over al
     model = getattr(self, "prepared", self.model).eval()
     logits, labels = [], []
     for video, label in self.accelerator.prepare(self.dls.valid):
-        for kept, x in zip((logits, labels), self.accelerator.gather_for_metrics((model(video).float(), label))): kept.append(x)
-    logits, labels = torch.cat(logits), torch.cat(labels)
+        with _memory(lambda: f"out of memory in validation with {len(label)} clips at once; lower batch_size"): scores = model(video).float()
+        for kept, x in zip((logits, labels), self.accelerator.gather_for_metrics((scores, label))): kept.append(x)
+    logits, labels = torch.cat(logits).cpu(), torch.cat(labels).cpu()
     if self.recipe.loss == "cross_entropy":
         return dict(valid_loss=F.cross_entropy(logits, labels).item(), top1=(logits.argmax(1) == labels).double().mean().item())
-    precision = multilabel_average_precision(logits.sigmoid(), labels.long(), labels.shape[1], average=None)
     loss = F.binary_cross_entropy_with_logits(logits, labels.float())
-    return dict(valid_loss=loss.item(), mean_ap=precision[labels.sum(0) > 0].mean().item())  # classes without positives are left out
+    precision = [binary_average_precision(p, true).item() for p, true in zip(logits.double().sigmoid().T, labels.long().T) if true.any()]
+    return dict(valid_loss=loss.item(), mean_ap=sum(precision) / len(precision) if precision else math.nan)  # classes without positives are left out
 
 # %% ../nbs/12_training.ipynb #1fd19861
 def one_cycle(
@@ -364,7 +379,7 @@ def fit(self: Learner,
     "Train, validate after each epoch, and keep `losses` (per step) and `history` (per epoch)."
     set_seed(self.recipe.seed)
     self.total = int(min((epochs or self.recipe.epochs) * len(self.dls.train), max_steps or math.inf))
-    self.losses, self.history, self.stopping = [], [], False
+    self.losses, self.history, self.stopping, self.interrupted = [], [], False, False
     self.prepare()
     if self.run: self.run.begin(self, resume)
     self("before_fit")
@@ -372,7 +387,7 @@ def fit(self: Learner,
         with self.listen_to_ctrl_c():
             while self.step < self.total and not self.stopping: self.one_epoch()
     finally: self("after_fit")
-    self.model = self.accelerator.unwrap_model(self.prepared, keep_fp32_wrapper=False)
+    self.accelerator.unwrap_model(self.prepared, keep_fp32_wrapper=False)  # takes autocast off the model again
     return self
 
 # %% ../nbs/12_training.ipynb #ed098bc5
@@ -394,14 +409,23 @@ def _skipped(dataset):  # clips that could not be read and were replaced; data s
 
 # %% ../nbs/12_training.ipynb #2ed80c2c
 @patch
+def hear_ctrl_c(self: Learner):
+    "Stop if any process was told to."
+    told = self.interrupted
+    if self.accelerator.num_processes > 1: told = self.accelerator.reduce(torch.tensor(float(told), device=self.device), "sum").item() > 0
+    self.stopping = self.stopping or told
+
+# %% ../nbs/12_training.ipynb #12b0f004
+@patch
 @contextmanager
 def listen_to_ctrl_c(self: Learner):
-    "The first Ctrl-C ends the run after the current step, the second one at once."
+    "The first Ctrl-C ends the run after the current step, one that comes a second later or more at once."
     if threading.current_thread() is not threading.main_thread(): yield; return
-    before = signal.getsignal(signal.SIGINT)
+    before, last = signal.getsignal(signal.SIGINT), math.inf
     def stop(*_):
-        self.stopping = True
-        signal.signal(signal.SIGINT, before)
+        nonlocal last
+        if time.monotonic() > last + 1: raise KeyboardInterrupt
+        self.interrupted, last = True, min(last, time.monotonic())
     signal.signal(signal.SIGINT, stop)
     try: yield
     finally: signal.signal(signal.SIGINT, before)
@@ -431,14 +455,14 @@ def state(self: Learner) -> dict:  # tensors, numbers and text only: loading it 
     "Everything that the next step depends on."
     scaler = self.accelerator.scaler
     return dict(step=self.step, total=self.total, recipe=asdict(self.recipe), losses=torch.tensor(self.losses, dtype=torch.double), history=self.history,
-                model=self.accelerator.unwrap_model(self.prepared).state_dict(), optimizer=self.optimizer.state_dict(),
+                model=self.model.state_dict(), optimizer=self.optimizer.state_dict(),
                 schedule=self.schedule.state_dict(), scaler=scaler.state_dict() if scaler else {}, rng=gather_object([_rng_state()]))
 
 @patch
 def restore(self: Learner, state: dict):
     "Put everything back."
     self.losses, self.history = state["losses"].tolist(), state["history"]
-    self.accelerator.unwrap_model(self.prepared).load_state_dict(state["model"])
+    self.model.load_state_dict(state["model"])
     self.optimizer.load_state_dict(state["optimizer"])
     self.schedule.load_state_dict(state["schedule"])
     if self.accelerator.scaler: self.accelerator.scaler.load_state_dict(state["scaler"])
@@ -565,7 +589,7 @@ def after_epoch(self: Run, learn: Learner):
 @patch
 def save_best(self: Run, learn: Learner):
     "The weights as safetensors, with what is needed to build the model again (`from_pretrained`)."
-    best, model = self.folder / "best", learn.accelerator.unwrap_model(learn.prepared)
+    best, model = self.folder / "best", learn.model
     best.mkdir(exist_ok=True)
     with written_whole(best / "model.safetensors") as part: save_model(model, str(part))
     config = getattr(model, "_hub_mixin_config", None)
@@ -585,15 +609,13 @@ def checkpoint_layers(
 ):
     "Trade time for memory: each layer keeps its inputs alone and computes the rest again in the backward pass."
     for name, layer in model.named_children():
-        if name.startswith(("layer", "stasta")): layer.forward = _computed_twice(layer)
+        if name.startswith(("layer", "stasta")): layer.forward = MethodType(_computed_twice, layer)  # a copy of the model gets its own
 
 # %% ../nbs/12_training.ipynb #6b1602f2
-def _computed_twice(layer):
-    inner = layer.forward
-    def forward(*args):
-        if not (layer.training and torch.is_grad_enabled()): return inner(*args)
-        return checkpoint(inner, *args, use_reentrant=False, context_fn=lambda: (nullcontext(), _nothing_remembered(layer)))
-    return forward
+def _computed_twice(self, *args):  # in place of a layer's forward
+    inner = partial(type(self).forward, self)
+    if not (self.training and torch.is_grad_enabled()): return inner(*args)
+    return checkpoint(inner, *args, use_reentrant=False, context_fn=lambda: (nullcontext(), _nothing_remembered(self)))
 
 @contextmanager
 def _nothing_remembered(layer):
@@ -700,17 +722,51 @@ class LivePlot:
     def after_epoch(self, learn): self.handle.update(learn.plot_history())
 
 # %% ../nbs/12_training.ipynb #b59b7576
+def show_clips(
+    videos: list[Tensor],   # (T, 3, H, W) each, or (V, T, 3, H, W), of which the first view is shown; uint8, or normalised as by `clip_transform`
+    captions: list[str],    # a line for each
+    height: int = 72,       # of a picture, in pixels
+) -> Image.Image:
+    "Clips below each other, each with a line of text above."
+    shown = [v[0] if v.ndim == 5 else v for v in videos]
+    shown = [(denormalise(v) if v.is_floating_point() else v).cpu().permute(0, 2, 3, 1).numpy() for v in shown]  # (T, H, W, 3)
+    strips = [frame_strip(v, labels=[""] * len(v), height=height) for v in shown]
+    wide = max([s.width for s in strips] + [int(ImageDraw.Draw(strips[0]).textlength(c)) + 4 for c in captions])
+    page = Image.new("RGB", (wide, sum(s.height + 8 for s in strips)), "white")
+    for strip, caption, y in zip(strips, captions, np.cumsum([0] + [s.height + 8 for s in strips])):
+        page.paste(strip, (0, int(y) + 4))
+        ImageDraw.Draw(page).text((2, y + 4), caption, fill="black")
+    return page
+
+# %% ../nbs/12_training.ipynb #12b0f001
+def in_words(
+    label: Tensor,           # a class number, or (classes,) of zeros and ones
+    probability: Tensor,     # (classes,)
+    classes: list[str],      # their names
+) -> tuple[str, str, float]: # the truth; the answer, as many classes as are true, the most likely first; its probability
+    "What is true of a clip and what a model says."
+    true = label.nonzero().flatten().tolist() if label.ndim else [int(label)]
+    said = probability.topk(max(1, len(true))).indices.tolist()
+    truth, answer = ("; ".join(classes[k] for k in some) for some in (true, said))
+    return truth or "nothing", answer, probability[said[0]].item()
+
+# %% ../nbs/12_training.ipynb #12b0f002
 @patch
 @torch.no_grad()
-def answers(self: Learner,
-    n: int = 4,  # clips
-) -> list[tuple[int, int, int, float]]:  # item of the validation set, its label, the answer, the answer's probability
-    "What the model says of clips of the validation set, evenly spread."
-    data = self.dls.valid.dataset
-    items = [len(data) * i // n for i in range(min(n, len(data)))]
+def show_results(self: Learner,
+    n: int = 4,          # clips
+    height: int = 72,    # of a picture, in pixels
+) -> Image.Image:        # a row for each clip
+    "Clips of the validation set, evenly spread: their frames, the truth, the answer and how sure it is."
+    data, training = self.dls.valid.dataset, self.model.training
+    items = [len(data) * i // min(n, len(data)) for i in range(min(n, len(data)))]
     videos, labels = zip(*[data[i] for i in items])
-    best = self.model.eval()(torch.stack(videos).to(self.device)).softmax(1).max(1)
-    return list(zip(items, map(int, labels), best.indices.tolist(), best.values.tolist()))
+    logits = torch.cat([self.model.eval()(v[None].to(self.device)).float().cpu() for v in videos])
+    self.model.train(training)
+    probabilities = logits.softmax(1) if self.recipe.loss == "cross_entropy" else logits.sigmoid()
+    classes = getattr(data, "classes", None) or [f"class {k}" for k in range(logits.shape[1])]
+    words = [in_words(torch.as_tensor(label), p, classes) for label, p in zip(labels, probabilities)]
+    return show_clips(videos, [f"clip {i}. Truth: {t}. Answer: {a} ({p:.0%})" for i, (t, a, p) in zip(items, words)], height)
 
 # %% ../nbs/12_training.ipynb #36f495e5
 @patch
