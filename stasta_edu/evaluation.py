@@ -585,7 +585,7 @@ _NOTES = {1: ["Table 3 gives the 8-frame model a top-5 of 64.8 on V1, where this
               "Table 2 does not say how many views STASTA was shown: its FLOPs stand “×1”."]}
 
 # %% ../nbs/13_evaluation.ipynb #13b0f03d
-def _shown(x): return "–" if x is None else f"{x:g}"
+def _shown(x, digits=".1f"): return "–" if x is None else f"{x:{digits}}"
 
 @patch
 def _repr_html_(self: PaperTable):
@@ -595,7 +595,7 @@ def _repr_html_(self: PaperTable):
     rows = []
     for r in self.rows:
         p = r["reported"]
-        cost = "–" if p.gmacs is None and p.views is None else f"{_shown(p.gmacs)} × {p.views}"
+        cost = "–" if p.gmacs is None and p.views is None else f"{_shown(p.gmacs, 'g')} × {p.views}"
         rows.append((html.escape(p.method), p.frames.replace("-", "–"), _shown(p.params), cost, *map(_shown, p.scores),
                      r["model"] or "", *("" if r[k] is None else f"{r[k]:.{d}f}" for k, d in (("params", 2), ("gmacs", 1))), html.escape(r["accuracy"])))
     notes = "".join(f"<li>{html.escape(n)}</li>" for n in self.notes)
@@ -606,11 +606,11 @@ def paper_figure1() -> go.Figure:
     "Fig. 1: reported top-1 on Something-Something V1 against reported cost and size, from Table 1. Rows without one of the three are named below, not drawn."
     drawn = [r for r in TABLE_1 if None not in (r.params, r.gmacs, r.scores[0])]
     left = ", ".join(dict.fromkeys(r.method.split(" [")[0] for r in TABLE_1 if r not in drawn))
-    fig = go.Figure()
+    fig, below = go.Figure(), {"TCM": "bottom right", "MSNet": "bottom right", "MSNet en": "bottom center", "TSM en": "bottom center", "3D DenseNet121": "bottom center"}  # where labels would meet
     for kind, colour in (("3D", "#999999"), ("2D", "#0072B2"), ("STASTA", "#D55E00")):
         rows = [r for r in drawn if r.kind == kind]
         fig.add_scatter(x=[r.gmacs * r.views for r in rows], y=[r.scores[0] for r in rows], mode="markers+text", name=kind, text=[f"{r.method.split(' [')[0].replace(' (Ours)', '').replace(' from', '')} {r.frames}" for r in rows],
-            textposition="top center", textfont_size=10, marker=dict(size=[r.params for r in rows], sizemode="area", sizeref=0.05, color=colour, opacity=0.65, line_width=1),
+            textposition=[below.get(r.method.split(" [")[0], "top center") for r in rows], textfont_size=10, marker=dict(size=[r.params for r in rows], sizemode="area", sizeref=0.05, color=colour, opacity=0.65, line_width=1),
             customdata=[(r.gmacs, r.views, r.params) for r in rows], hovertemplate="%{text}: %{y} %<br>%{customdata[0]} G × %{customdata[1]}<br>%{customdata[2]} M parameters<extra></extra>")
     fig.add_annotation(text=f"not drawn, as the table lacks a number: {left}", x=0, y=-0.2, xref="paper", yref="paper", showarrow=False, xanchor="left", font_size=11)
     return fig.update_layout(template="plotly_white", title="As reported in Table 1 of the paper; nothing here was measured by this library", height=560, margin=dict(b=90),
