@@ -56,8 +56,8 @@ def main():
 
 # %% ../nbs/17_cli.ipynb #31905cbd
 def stop(message: str, code: int):
-    "Say why, on stderr, and end with this exit code."
-    typer.echo(message, err=True)
+    "Say why, on stderr, and end with this exit code. Of several processes the first one speaks, and any that failed."
+    if rank() == 0 or code == 1: typer.echo(f"process {rank()}: {message}" if rank() else message, err=True)
     raise typer.Exit(code)
 
 def in_one_line(error: BaseException) -> str:
@@ -80,7 +80,7 @@ def careful(command):
         except (typer.Exit, BrokenPipeError): raise
         except KeyboardInterrupt: stop("stopped", 130)
         except (OSError, ValueError, RuntimeError, MemoryError, ArithmeticError) as error:
-            stop((f"process {rank()}: " if rank() else "") + in_one_line(error), 1)
+            stop(in_one_line(error), 1)
     return run
 
 # %% ../nbs/17_cli.ipynb #767276a1
@@ -139,7 +139,7 @@ class DataOptions:
     jitter: float = 0.0            # in training: how much brightness and contrast vary
     sampling: str = "segment"      # or "dense", as in `ClipDataset`
     on_error: str = "raise"        # "skip": in training, another clip takes the place of one that cannot be read
-    in_memory: bool = False        # keep whole decoded clips
+    in_memory: bool = False        # in training: keep whole decoded clips; for --workers 0
 
 # %% ../nbs/17_cli.ipynb #cd0403ef
 @dataclass(frozen=True)
@@ -440,17 +440,19 @@ def train(
     given = dict(dataset=dataset and dataset.value, root=root and str(root.resolve()), model=model, frames=frames, weights=weights)
     given = {key: value for key, value in given.items() if value is not None}
     changes = [*(changes or []), *([] if seed is None else [f"seed={seed}"])]
-    run_training((resumed if resume else begun)(run, given, changes), resume, device, workers)
+    run_training(lambda: (resumed if resume else begun)(run, given, changes), resume, device, workers)
 
 # %% ../nbs/17_cli.ipynb #c64c61d0
 def run_training(plan, resume: bool, device: Device | None, workers: int):
-    "Make data and model, train, and say what came of it."
+    "Make data and model, train, and say what came of it. `plan()` gives run, setup and recipe."
     from accelerate import PartialState
     from stasta_edu.training import DataLoaders, Learner
-    (run, setup, recipe), start, chosen = plan, time.perf_counter(), pick_device(device)
+    start, chosen = time.perf_counter(), pick_device(device)
     state = PartialState(cpu=chosen.type == "cpu")
+    with state.main_process_first(): run, setup, recipe = plan()
     try:
         with state.main_process_first(): sets, model = made_ready(run, setup, recipe, in_words(chosen, state.num_processes))
+        for ds in sets: ds.in_memory = ds.in_memory and not workers  # each worker would keep its own, and end with the epoch
         dls = DataLoaders.from_datasets(*sets, recipe.batch_size, recipe.seed, workers)
         learn = Learner(model, dls, recipe, run=run, device=chosen.type, progress=sys.stderr.isatty()).fit(resume=resume)
     except KeyboardInterrupt: stop(how_to_go_on(run), 130)
@@ -492,6 +494,7 @@ def testing_data(
     known, root = split_names(setup.dataset, setup.root), root_of(setup, run)
     if split is not None and split not in known: raise ValueError(f"--split {split}: {setup.dataset} has {', '.join(known)}")
     ds = with_testing_view(open_split(setup, split or known[-1], root, clips=clips), setup, protocol.num_clips, protocol.crops)
+    ds.in_memory = False  # each clip is read once
     if tuple(ds.classes) == setup.classes: return ds
     different = next((f": number {k} is {a!r} there, {b!r} in the run" for k, (a, b) in enumerate(zip(ds.classes, setup.classes)) if a != b), "")
     raise ValueError(f"{short(root)}: its {len(ds.classes)} classes are not the {len(setup.classes)} of {run}{different}")
