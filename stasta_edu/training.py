@@ -96,14 +96,18 @@ class Recipe(Machinery, Optimisation):
 # %% ../nbs/12_training.ipynb #30de6c31
 _CHOICES = dict(optimizer=("sgd", "adamw"), schedule=("steps", "one_cycle"), mixed_precision=("no", "bf16", "fp16"),
                 loss=("cross_entropy", "binary_cross_entropy"))
+_LIMITS = {1: ("epochs", "batch_size", "micro_batch"), 0: ("lr", "clip_grad", "bias_lr", "head_lr", "weight_decay", "momentum", "label_smoothing", "dropout")}
+_BELOW_ONE = "momentum", "label_smoothing", "dropout"
 
 @patch
 def check(self: Recipe):
-    "`ValueError` for a choice that does not exist."
+    "`ValueError` for a choice that does not exist, or a number that makes no sense."
     for name, allowed in _CHOICES.items():
         if getattr(self, name) not in allowed: raise ValueError(f"Recipe: {name} must be one of {allowed}, not {getattr(self, name)!r}")
-    for name in ("epochs", "batch_size", "micro_batch"):
-        if getattr(self, name) is not None and getattr(self, name) < 1: raise ValueError(f"Recipe: {name} must be at least 1, not {getattr(self, name)}")
+    for least, names in _LIMITS.items():
+        for name, value in ((n, getattr(self, n)) for n in names):
+            fits = value is None or least <= value < (1 if name in _BELOW_ONE else math.inf)
+            if not fits: raise ValueError(f"Recipe: {name} must be at least {least}{' and less than 1' if name in _BELOW_ONE else ''}, not {value}")
 
 # %% ../nbs/12_training.ipynb #2bd40b5f
 def _kind(module, name, is_first, is_head):
@@ -419,13 +423,12 @@ def hear_ctrl_c(self: Learner):
 @patch
 @contextmanager
 def listen_to_ctrl_c(self: Learner):
-    "The first Ctrl-C ends the run after the current step, one that comes a second later or more at once."
+    "The first Ctrl-C ends the run after the current step, the second one at once."
     if threading.current_thread() is not threading.main_thread(): yield; return
-    before, last = signal.getsignal(signal.SIGINT), math.inf
+    before = signal.getsignal(signal.SIGINT)
     def stop(*_):
-        nonlocal last
-        if time.monotonic() > last + 1: raise KeyboardInterrupt
-        self.interrupted, last = True, min(last, time.monotonic())
+        self.interrupted = True
+        signal.signal(signal.SIGINT, before)
     signal.signal(signal.SIGINT, stop)
     try: yield
     finally: signal.signal(signal.SIGINT, before)

@@ -151,7 +151,7 @@ def test_ctrl_c_in_one_process_stops_both(tmp_path):
 
 
 def test_ctrl_c_at_the_terminal_saves_in_both_processes(tmp_path):
-    "The terminal sends the signal to the launcher and to both processes, and the launcher passes it on once more."
+    "The terminal signals the launcher and whoever is in its group; the launcher tells the processes."
     (tmp_path / "script.py").write_text(SCRIPT)
     (tmp_path / "stopping.py").write_text(STOPPING)
     process = start(tmp_path / "stopping.py", tmp_path, tmp_path / "run", "all")

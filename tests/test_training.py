@@ -1,4 +1,5 @@
 "What must not happen in training: a silent NaN, a half-written checkpoint, weights of another model, clips left out, a run that goes on differently."
+import copy
 import json
 import os
 import random
@@ -15,11 +16,14 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.utils.data import DataLoader, TensorDataset
 
+from stasta_edu import training
 from stasta_edu.backbone import tsn_tiny
 from stasta_edu.evaluation import evaluate
-from stasta_edu.training import DataLoaders, EpochSampler, Learner, Recipe, Repeatable, parameter_groups
+from stasta_edu.stasta import STASTA, stasta_tiny
+from stasta_edu.training import DataLoaders, EpochSampler, Learner, Recipe, Repeatable, parameter_groups, show_clips
 
 
 class Tiny(nn.Module):
@@ -49,6 +53,13 @@ def test_nan_stops_the_run_and_names_the_items():
     dls.train.dataset.dataset.tensors[0][5] = float("nan")
     with pytest.raises(FloatingPointError, match=r"loss is nan at step [123] \(epoch 1\); the batch's items: .*\b5\b.*; the frames of \[5\] are not finite"):
         learner(dls).fit()
+
+
+def test_the_items_of_a_broken_batch_have_names():
+    dls = loaders()
+    dls.train.dataset.dataset.tensors[0][5] = float("inf")
+    dls.train.dataset.dataset.items = [(f"clip-{i}.webm", i % 3) for i in range(22)]
+    with pytest.raises(FloatingPointError, match=r"5 \(clip-5.webm\)"): learner(dls).fit()
 
 
 def test_every_step_counts():
@@ -116,6 +127,12 @@ def test_validation_agrees_with_evaluation():
 def test_unknown_choices_are_named(field, value):
     with pytest.raises(ValueError, match=f"{field} must be one of .*{value}"):
         Recipe(**{field: value})
+
+
+@pytest.mark.parametrize("field, value", [("epochs", 0), ("batch_size", -1), ("micro_batch", 0), ("lr", -0.1), ("lr", float("nan")), ("weight_decay", -1e-4), ("momentum", 1.0),
+                                          ("dropout", 1.0), ("label_smoothing", 1.5), ("clip_grad", -1.0)])
+def test_numbers_that_make_no_sense_are_named(field, value):
+    with pytest.raises(ValueError, match=f"Recipe: {field} must be at least .*, not {value}"): Recipe(**{field: value})
 
 
 class Noisy(torch.utils.data.Dataset):
@@ -281,10 +298,23 @@ def test_draws_of_an_item_leave_no_trace():
     assert torch.equal(before[0], torch.get_rng_state()) and (before[1] == np.random.get_state()[1]).all() and before[2] == random.getstate()
 
 
-def test_out_of_memory_says_what_to_lower(monkeypatch):
-    def too_big(self, video): raise torch.OutOfMemoryError("CUDA out of memory")
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("DefaultCPUAllocator: can't allocate memory")])
+def test_out_of_memory_says_what_to_lower(monkeypatch, error):
+    forward = Tiny.forward
+    def too_big(self, video):
+        if self.training == in_training: raise error
+        return forward(self, video)
     monkeypatch.setattr(Tiny, "forward", too_big)
-    with pytest.raises(MemoryError, match="8 clips at once; try micro_batch=4"): learner().fit()
+    in_training = True
+    with pytest.raises(MemoryError, match="8 clips at once; try micro_batch=4.*checkpoint_activations=True"): learner().fit()
+    in_training = False
+    with pytest.raises(MemoryError, match="in validation with 8 clips at once; lower batch_size"): learner().fit()
+
+
+def test_other_errors_are_not_taken_for_memory(monkeypatch):
+    def broken(self, video): raise RuntimeError("size mismatch")
+    monkeypatch.setattr(Tiny, "forward", broken)
+    with pytest.raises(RuntimeError, match="size mismatch"): learner().fit()
 
 
 def test_several_labels_a_clip():
@@ -321,3 +351,126 @@ def test_training_in_a_thread_leaves_signals_alone():
     thread.start()
     thread.join()
     assert not errors and len(learn.losses) == 3
+
+
+def stasta_learner(run=None, **changes):
+    generator = torch.Generator().manual_seed(1)
+    clips = TensorDataset(torch.randn(8, 4, 3, 32, 32, generator=generator), torch.arange(8) % 3)
+    torch.manual_seed(0)
+    recipe = Recipe.short_actions(**{"epochs": 1, "batch_size": 4, **changes})
+    return Learner(stasta_tiny(num_classes=3, num_frames=4), DataLoaders.from_datasets(clips, clips, 4), recipe, run=run, device="cpu", progress=False)
+
+
+def test_checkpointed_layers_run_twice_with_the_same_result(monkeypatch):
+    "Of a real model: the layers are computed again on the way back, and weights, losses and batch norm's memory do not change."
+    runs = []
+    def count(learn):
+        forward = type(learn.model.layer1).forward
+        def counted(self, *args):
+            runs.append(torch.is_grad_enabled() and self.training)
+            return forward(self, *args)
+        with monkeypatch.context() as patch:
+            patch.setattr(type(learn.model.layer1), "forward", counted)
+            runs.clear()
+            learn.fit()
+        return sum(runs)
+    plain, twice = stasta_learner(), stasta_learner(checkpoint_activations=True)
+    Learner(twice.model, twice.dls, twice.recipe, device="cpu", progress=False)  # as lr_find does: not four times
+    once = count(plain)
+    assert count(twice) == 2 * once
+    assert plain.losses == twice.losses
+    assert all(torch.equal(v, twice.model.state_dict()[k]) for k, v in plain.model.state_dict().items())
+
+
+def test_a_copy_of_a_checkpointed_model_is_a_copy():
+    model, video = stasta_learner(checkpoint_activations=True).model.eval(), torch.randn(1, 4, 3, 32, 32)
+    other = copy.deepcopy(model)
+    assert torch.equal(other(video), model(video))
+    for p in other.layer1.parameters(): torch.nn.init.zeros_(p)
+    assert not torch.equal(other(video), model(video))
+
+
+@pytest.mark.parametrize("changes", [dict(compile=True), dict(mixed_precision="bf16"), dict(checkpoint_activations=True)])
+def test_best_weights_are_those_of_the_model_however_it_was_computed(tmp_path, monkeypatch, changes):
+    compiled = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda model: compiled(model, backend="aot_eager"))
+    learn = stasta_learner(tmp_path / "run", **changes)
+    model = learn.model
+    learn.fit()
+    assert learn.model is model  # not something wrapped around it
+    again, video = STASTA.from_pretrained(tmp_path / "run" / "best").eval(), learn.dls.valid.dataset.tensors[0]
+    assert torch.equal(again(video), model.eval()(video))
+
+
+def board(run):
+    "All numbers that TensorBoard would show, by step."
+    shown = EventAccumulator(str(run / "tensorboard"))
+    shown.Reload()
+    return {tag: {e.step: e.value for e in shown.Scalars(tag)} for tag in shown.Tags()["scalars"]}
+
+
+def test_tensorboard_shows_the_log_also_after_an_interruption(tmp_path):
+    broken = noisy_learner(tmp_path / "run")
+    class Stop:
+        def after_step(self, learn):
+            if learn.step == 8: raise SystemError("stop")
+    broken.callbacks = [*broken.callbacks, Stop()]
+    with pytest.raises(SystemError): broken.fit()
+    learn = noisy_learner(tmp_path / "run").fit(resume=True)
+    shown = board(tmp_path / "run")
+    assert list(shown["loss/training"].values()) == pytest.approx(learn.losses, rel=1e-6) and list(shown["loss/training"]) == list(range(1, 19))
+    assert list(shown["epoch/top1"].values()) == pytest.approx([e["top1"] for e in learn.history])
+
+
+def test_a_full_disk_loses_nothing(tmp_path, monkeypatch):
+    whole = noisy_learner(tmp_path / "whole").fit()
+    save, learn = torch.save, noisy_learner(tmp_path / "run")
+    def full(state, path):
+        if state["step"] > 12: raise OSError(28, "No space left on device")
+        save(state, path)
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(OSError, match="No space left"): learn.fit()
+    monkeypatch.setattr(torch, "save", save)
+    assert [p.name for p in learn.run.states] == ["step-00000006.pt", "step-00000012.pt"] and not list((tmp_path / "run").rglob("*.part*"))
+    assert noisy_learner(tmp_path / "run").fit(resume=True).losses == whole.losses
+
+
+def test_a_finished_run_can_be_resumed_and_stays_as_it_is(tmp_path):
+    first = noisy_learner(tmp_path / "run").fit()
+    lines = (tmp_path / "run" / "log.jsonl").read_bytes()
+    again = noisy_learner(tmp_path / "run").fit(resume=True)
+    assert again.losses == first.losses and again.history == first.history and (tmp_path / "run" / "log.jsonl").read_bytes() == lines
+    assert all(torch.equal(v, again.model.state_dict()[k]) for k, v in first.model.state_dict().items())
+
+
+def test_the_search_for_a_rate_leaves_no_trace_in_the_run_that_follows():
+    learn = noisy_learner()
+    learn.lr_find(steps=6)
+    assert learn.fit().losses == noisy_learner().fit().losses
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_results_are_shown_with_truth_and_answer(monkeypatch, several):
+    generator = torch.Generator().manual_seed(0)
+    labels = (torch.rand(22, 3, generator=generator) > 0.5).long() if several else torch.arange(22) % 3
+    clips = TensorDataset(torch.randn(22, 2, 3, 16, 16, generator=generator), labels)
+    clips.classes = ["opening", "closing", "<b>ä</b>"]
+    learn = learner(DataLoaders.from_datasets(clips, clips, 8), loss="binary_cross_entropy" if several else "cross_entropy")
+    learn.model.train()
+    said = []
+    monkeypatch.setattr(training, "show_clips", lambda videos, captions, height: said.extend(captions) or show_clips(videos, captions, height))
+    picture = learn.show_results(3, height=32)
+    assert picture.height == 3 * (32 + 14 + 8) and learn.model.training
+    for item, caption in zip((0, 7, 14), said):
+        true = [clips.classes[k] for k in (labels[item].nonzero().flatten().tolist() if several else [labels[item]])]
+        assert caption.startswith(f"clip {item}. Truth: {'; '.join(true) or 'nothing'}. Answer: ")
+    said.clear()
+    learn.show_results(100)
+    assert len(said) == 22
+
+
+def test_validation_agrees_with_evaluation_for_several_labels():
+    generator = torch.Generator().manual_seed(0)
+    clips = TensorDataset(torch.randn(22, 2, 3, 4, 4, generator=generator), (torch.rand(22, 3, generator=generator) > 0.6).long())
+    learn = learner(DataLoaders.from_datasets(clips, clips, 8), loss="binary_cross_entropy").fit()
+    assert learn.validate()["mean_ap"] == pytest.approx(evaluate(learn.model, learn.dls.valid).mean_ap(), abs=1e-6)
