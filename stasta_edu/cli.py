@@ -307,9 +307,9 @@ def short(path: Path) -> Path:
 @app.command()
 @careful
 def samples(out: Annotated[Path, typer.Option(help="gets the folders something_v1, something_v2 and charades")] = Path("data_samples")):
-    """Write small generated clips in the formats of the real data sets, lists included.
+    """Write small clips in the formats of the real data sets.
 
-    The clips are those of data_samples/ in the repository: 16 for training, 8 for validation (or testing), of each format, and two stories in charades/. A folder that
+    Generated, lists included. The clips are those of data_samples/ in the repository: 16 for training, 8 for validation (or testing), of each format, and two stories in charades/. A folder that
     was made by this command is made again; anything else is left alone.
     """
     say_plan(writes=f"something_v1, something_v2 (24 clips each) and charades (26), in {out}")
@@ -463,7 +463,10 @@ def run_training(plan, resume: bool, device: Device | None, workers: int):
 def made_ready(run: Path, setup: Setup, recipe, device: str):  # -> (training set, validation set), model
     "Data and model of a run; its plan is said and its setup kept."
     check_model(setup)
-    if setup.dataset == "short_actions": say_plan(renders=f"{len(rendered(setup.data, 'train'))} clips to train on, and others to validate, into {short(root_of(setup, run))}; those that are there stay")
+    if setup.dataset == "short_actions":
+        clips = rendered(setup.data, "train")
+        if setup.weights: new_model(setup, len(clips.classes), recipe.seed)  # can they be read? Drawing takes minutes
+        say_plan(renders=f"{len(clips)} clips to train on, and others to validate, into {short(root_of(setup, run))}; those that are there stay")
     sets = training_data(run, setup, recipe)
     model = new_model(setup, len(sets[0].classes), recipe.seed)
     say_training_plan(run, setup, recipe, sets, model, device)
