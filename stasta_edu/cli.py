@@ -65,6 +65,7 @@ def in_one_line(error: BaseException) -> str:
     if isinstance(error, OSError) and error.strerror and error.filename: return f"{error.filename}: {error.strerror}"
     return " ".join(str(error).split()) or type(error).__name__
 
+# %% ../nbs/17_cli.ipynb #18923c68
 def rank() -> int: return int(os.environ.get("RANK", 0))  # which of several processes this is: torchrun and accelerate say so
 
 def say(text: str):
@@ -191,11 +192,11 @@ def read_setup(run: Path) -> Setup:
 # %% ../nbs/17_cli.ipynb #9e562cd7
 def split_names(
     kind: str,          # a `Kind`
-    root: str | None,   # for "folder": what is there decides
+    root: Path,         # for "folder": what is there decides
 ) -> list[str]:         # training, validation, and what else there is
     "The splits of a kind of data; the first is trained on, the second validated on."
     if kind == "folder":
-        there = [name for name in ("train", "validation", "valid", "val", "test") if (Path(root) / name).is_dir()]
+        there = [name for name in ("train", "validation", "valid", "val", "test") if (root / name).is_dir()]
         if there[:1] == ["train"] and len(there) > 1: return there
         raise FileNotFoundError(f"{root}: expected folders train and validation (or valid, val, test) in it, each with a folder for each class")
     return {"short_actions": ["train", "validation", "test"], "charades": ["train", "test"]}.get(kind, ["train", "validation"])
@@ -288,6 +289,7 @@ def pick_device(name: Device | None):  # -> torch.device
     if name and not there[name.value]: raise ValueError(f"--device {name.value}: this machine has none that torch can use; leave --device out to take {best}")
     return torch.device(name.value if name else best)
 
+# %% ../nbs/17_cli.ipynb #1e9cb628
 def in_words(device, processes: int = 1) -> str:
     "A device, for the plan."
     import torch
@@ -341,6 +343,7 @@ def resumed(run: Path | None, given: dict, changes: list[str]):  # -> run, Setup
     if differ: raise ValueError(f"{run}: {'; '.join(differ)}. --resume takes all that from the folder: leave it out, or start another run")
     return run, replace(kept, root=given.get("root", kept.root)), recipe
 
+# %% ../nbs/17_cli.ipynb #c8189e8a
 def read_recipe(run: Path):  # -> Recipe
     "The recipe of a run."
     from stasta_edu.training import Recipe
@@ -351,11 +354,12 @@ def read_recipe(run: Path):  # -> Recipe
 # %% ../nbs/17_cli.ipynb #604a24ec
 def root_of(setup: Setup, run: Path) -> Path:
     "Where the data of a run is."
-    return Path(setup.root) if setup.root else run / "videos"
+    return short(Path(setup.root)) if setup.root else run / "videos"
 
+# %% ../nbs/17_cli.ipynb #84e00d4d
 def training_data(run: Path, setup: Setup, recipe):  # -> training and validation set
     "Both sets of a run, with their views. `ValueError` where the loss does not fit the labels."
-    first, second = split_names(setup.dataset, setup.root)[:2]
+    first, second = split_names(setup.dataset, root_of(setup, run))[:2]
     if getattr(setup.data, "family", None) == "story": second = "test"  # Charades' format has no other
     ds = with_training_view(open_split(setup, first, root_of(setup, run), train=True), setup.data)
     valid = with_testing_view(open_split(setup, second, root_of(setup, run)), setup)
@@ -384,7 +388,7 @@ def say_training_plan(run: Path, setup: Setup, recipe, sets, model, device: str)
     (train, valid), start = sets, f"from {setup.weights}" if setup.weights else "from scratch"
     steps = -(-len(train) // recipe.batch_size)
     all_fields = ", ".join(f"{k}={v}" for k, v in asdict(recipe).items())
-    say_plan(data=f"{setup.dataset}: {len(train)} clips to train on, {len(valid)} to validate, {len(train.classes)} classes; in {short(root_of(setup, run))}",
+    say_plan(data=f"{setup.dataset}: {len(train)} clips to train on, {len(valid)} to validate, {len(train.classes)} classes; in {root_of(setup, run)}",
              view=f"{setup.frames} frames of {setup.data.size}x{setup.data.size}", device=device,
              model=f"{setup.model}, {sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters, {start}",
              recipe=f"{recipe.epochs} epochs of {steps} steps; " + textwrap.fill(all_fields, 130, subsequent_indent=" " * 9), run=goes_on(run))
@@ -397,6 +401,7 @@ def trained_line(learn, run: Path, seconds: float) -> str:
     return (f"validation {name} {learn.history[-1][key]:.1%} after {len(learn.history)} epochs, best {best[key]:.1%} after {best['epoch']}; "
             f"{seconds:.0f} s; next: stasta-edu evaluate --run {run}")
 
+# %% ../nbs/17_cli.ipynb #c9ee08e8
 def last_step(run: Path) -> int:
     "The step after which the newest state was saved; 0 where there is none."
     return max((int(p.stem.split("-")[1]) for p in (run / "state").glob("step-*.pt")), default=0)
@@ -418,6 +423,8 @@ Examples:
   stasta-edu train --run runs/v1 --resume
   accelerate launch --num_processes 4 -m stasta_edu.cli train --dataset something_v1 --root /data/sthv1 --run runs/v1
 """
+
+# %% ../nbs/17_cli.ipynb #164e886b
 _Model = Annotated[Optional[str], typer.Option("--model", help="a name from `stasta-edu models` [stasta_tiny]")]
 _Frames = Annotated[Optional[int], typer.Option("--frames", min=1, help="frames of a clip that the model sees [8]")]
 _Weights = Annotated[Optional[str], typer.Option("--weights", help="begin with these: a .pth or .safetensors file, or a name of torchvision's, such as IMAGENET1K_V1")]
@@ -466,7 +473,7 @@ def made_ready(run: Path, setup: Setup, recipe, device: str):  # -> (training se
     if setup.dataset == "short_actions":
         clips = rendered(setup.data, "train")
         if setup.weights: new_model(setup, len(clips.classes), recipe.seed)  # can they be read? Drawing takes minutes
-        say_plan(renders=f"{len(clips)} clips to train on, and others to validate, into {short(root_of(setup, run))}; those that are there stay")
+        say_plan(renders=f"{len(clips)} clips to train on, and others to validate, into {root_of(setup, run)}; those that are there stay")
     sets = training_data(run, setup, recipe)
     model = new_model(setup, len(sets[0].classes), recipe.seed)
     say_training_plan(run, setup, recipe, sets, model, device)
@@ -494,13 +501,14 @@ def testing_data(
     clips: int | None = None,    # of short_actions: as many
 ):                               # -> ClipDataset
     "The clips that a run is judged by, in the views of the protocol. `ValueError` where their classes are not the run's."
-    known, root = split_names(setup.dataset, setup.root), root_of(setup, run)
+    root = root_of(setup, run)
+    known = split_names(setup.dataset, root)
     if split is not None and split not in known: raise ValueError(f"--split {split}: {setup.dataset} has {', '.join(known)}")
     ds = with_testing_view(open_split(setup, split or known[-1], root, clips=clips), setup, protocol.num_clips, protocol.crops)
     ds.in_memory = False  # each clip is read once
     if tuple(ds.classes) == setup.classes: return ds
     different = next((f": number {k} is {a!r} there, {b!r} in the run" for k, (a, b) in enumerate(zip(ds.classes, setup.classes)) if a != b), "")
-    raise ValueError(f"{short(root)}: its {len(ds.classes)} classes are not the {len(setup.classes)} of {run}{different}")
+    raise ValueError(f"{root}: its {len(ds.classes)} classes are not the {len(setup.classes)} of {run}{different}")
 
 # %% ../nbs/17_cli.ipynb #9b153c0a
 def asked(setup: Setup, dataset: Kind | None, root: Path | None, changes: list[str]):  # -> Setup, and how many clips
@@ -546,7 +554,7 @@ def say_evaluation_plan(run: Path, setup: Setup, ds, protocol: str, how, device:
     "The plan of `evaluate`."
     record = json.loads((run / "best" / "record.json").read_text(encoding="utf-8"))
     say_plan(run=f"{run}: {setup.model}, as it was after epoch {record['epoch']}",
-             data=f"{setup.dataset}: {len(ds)} clips, {len(ds.classes)} classes; in {short(root_of(setup, run))}",
+             data=f"{setup.dataset}: {len(ds)} clips, {len(ds.classes)} classes; in {root_of(setup, run)}",
              view=f"{protocol}: {how.num_clips} in time x {how.crops} in space, {setup.frames} frames of {setup.data.size}x{setup.data.size} each, fused by {how.fuse}", device=device)
 
 def can_write(path: Path):
@@ -587,6 +595,7 @@ def predict(
 # %% ../nbs/17_cli.ipynb #a20285c3
 def own_size(model: str) -> int: return 64 if model.endswith("_tiny") else 224  # side of the clips that a model is made for
 
+# %% ../nbs/17_cli.ipynb #ace8e528
 @app.command()
 @careful
 def models(
@@ -625,6 +634,7 @@ def step_memory(model, video) -> int:  # bytes
     weights = sum(p.nbytes for p in model.parameters())
     return 2 * weights + sum(n for place, n in kept.items() if place not in own)
 
+# %% ../nbs/17_cli.ipynb #39486e68
 def _peak_on_gpu(model, video):
     import torch
     torch.cuda.reset_peak_memory_stats()
@@ -870,17 +880,20 @@ def report_page(
     "The demo's report: numbers, the inside of the model, learning curve, confusion, origin."
     from stasta_edu.evaluation import comparison_table
     from stasta_edu.widgets import page_html
+    (best, stasta), (_, tsn) = results["STASTA"], results["TSN"]
+    parts = [_cards(record), comparison_table({name: score for name, (_, score) in results.items()}),
+             "<h2>Look inside</h2>" + INSIDE, *players, "<h2>Is it true?</h2>" + TRUE, scores._repr_html_(),
+             "<h2>Learning curve</h2><p>STASTA, step by step.</p>", best.plot_history(),
+             "<h2>Confusion</h2><p>Rows are the truth, columns the answer; the numbers are test clips.</p>", stasta.plot_confusion(),
+             "<h2>TSN on the same clips</h2>", tsn.plot_confusion(), origin(record)]
+    return page_html("What STASTA learned from short actions", parts, LEAD.format(**record["clips"], classes=len(stasta.classes)))
+
+# %% ../nbs/17_cli.ipynb #af25f3b7
+def _cards(record):
     best, bag = record["models"]["STASTA"], record["models"]["TSN"]
     cards = [(f"{best['top1']:.0%}", "STASTA, top-1"), (f"{bag['top1']:.0%}", "TSN, a bag of frames"),
              (f"{record['chance']:.0%}", "chance"), (f"{record['seconds'] / 60:.1f} min", "everything, on this machine")]
-    parts = ["<div class='cards'>" + "".join(f"<div class='card'><b>{n}</b><span>{t}</span></div>" for n, t in cards) + "</div>",
-             comparison_table({name: score for name, (_, score) in results.items()}),
-             "<h2>Look inside</h2>" + INSIDE, *players,
-             "<h2>Is it true?</h2>" + TRUE, scores._repr_html_(),
-             "<h2>Learning curve</h2><p>STASTA, step by step.</p>", results["STASTA"][0].plot_history(),
-             "<h2>Confusion</h2><p>Rows are the truth, columns the answer; the numbers are test clips.</p>", results["STASTA"][1].plot_confusion(),
-             "<h2>TSN on the same clips</h2>", results["TSN"][1].plot_confusion(), origin(record)]
-    return page_html("What STASTA learned from short actions", parts, LEAD.format(**record["clips"], classes=len(best["classes"])))
+    return "<div class='cards'>" + "".join(f"<div class='card'><b>{n}</b><span>{t}</span></div>" for n, t in cards) + "</div>"
 
 # %% ../nbs/17_cli.ipynb #276ad527
 LEAD = ("{train} clips were rendered, encoded as video, decoded again and learned from; {test} others, which no model had seen, were the test. "
