@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Variant', 'Plan', 'read_plan', 'build', 'Seen', 'loaders', 'train_variant', 'within_families', 'run_variant',
            'origin', 'run_key', 'load_runs', 'run_plan', 'bootstrap_interval', 'sign_flip_test', 'effect_size',
-           'Comparison', 'score_of', 'compare', 'comparison_rows', 'plot_differences', 'plot_compute']
+           'Comparison', 'score_of', 'compare', 'comparison_rows', 'plot_differences', 'compared', 'plot_compute']
 
 # %% ../nbs/14_ablation.ipynb #ab140003
 import hashlib
@@ -389,7 +389,17 @@ def plot_differences(
     ax.spines[["top", "right"]].set_visible(False)
     return ax
 
-# %% ../nbs/14_ablation.ipynb #ab14004e
+# %% ../nbs/14_ablation.ipynb #ab140036
+def compared(
+    runs: list[dict],  # from `run_plan`
+) -> str:              # one line
+    "Mean accuracy of each variant, the best first."
+    means = {}
+    for r in runs: means.setdefault(r["variant"]["name"], []).append(r["top1"])
+    best = sorted(means.items(), key=lambda item: -sum(item[1]) / len(item[1]))
+    return "top-1: " + ", ".join(f"{name} {sum(v) / len(v):.1%} ({len(v)} run{'s' * (len(v) > 1)})" for name, v in best)
+
+# %% ../nbs/14_ablation.ipynb #ab140050
 def plot_compute(
     runs: list[dict],          # of any plan with 8 frames of 64 pixels
     names: dict[str, str],     # variant -> colour
