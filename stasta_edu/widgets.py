@@ -1099,12 +1099,13 @@ class ConfusionExplorer(Player):
         fps: float = 4,          # sampled frames a second
         max_size: int = 96,      # pixels of the longer side
     ):
+        counts = evaluation.confusion.tolist()  # of several labels a clip there is none, and the evaluation says so
         p, cells = evaluation.logits.softmax(1), _cells(evaluation)
         panels = [Panel(footage(clips[i]).frames, (), f"clip {i}, {p[i, answer]:.0%} sure", group=f"{truth},{answer}")
                   for (truth, answer), found in cells.items() for i in found[:n_shown]]
         names = [str(c) for c in evaluation.classes]
         listed = [dict(key=f"{t},{a}", truth=names[t], answer=names[a], total=len(c), shown=min(n_shown, len(c))) for (t, a), c in cells.items()]
-        confusion = dict(classes=names, counts=evaluation.confusion.tolist(), cells=listed, selected=listed[0]["key"], label="confusion: rows are the truth, columns the answer")
+        confusion = dict(classes=names, counts=counts, cells=listed, selected=listed[0]["key"], label="confusion: rows are the truth, columns the answer")
         super().__init__(panels, (), fps, title, quality=75, max_size=max_size, confusion=confusion)
 
 # %% ../nbs/16_widgets.ipynb #f458ee63

@@ -427,3 +427,8 @@ def test_views_of_missing_values():
     spec = CompareView(CLIP, {"some": maps, "none": np.full((12, 4, 4), np.nan), "curve": Track("c", [np.nan] * 12)}).spec
     json.dumps(spec, allow_nan=False)
     assert spec["tracks"][0]["values"] == [None] * 12
+
+
+def test_several_labels_a_clip_have_no_confusion_matrix():
+    several = Evaluation(torch.zeros(2, 3), torch.tensor([[1, 0, 1], [0, 1, 0]]), ["a", "b", "c"])
+    with pytest.raises(ValueError, match="one label a clip"): ConfusionExplorer(several, [np.zeros((4, 32, 32, 3), np.uint8)] * 2)
