@@ -47,12 +47,14 @@ class STASTABlock(nn.Module):
         motion_channels: tuple = (16, 32, 64),    # inside DM-TA
         temperature: float = 100.,                # of the softmax that finds the displacement
         zero_init: bool = True,                   # the last gamma starts at 0: a pretrained network starts undisturbed. False: at 1, for training from scratch
+        silent_modules: bool = False,             # what the modules add to the tempo features starts at zero
     ):
         super().__init__()
         self.order = _checked(modules)
         self.tempo = TempoEncoder(channels, fast_channels, slow_channels if self.order else 0, corr_channels, radius, alpha)
         if "st_afs_ff" in self.order: self.st_afs_ff = STAFSFF(fast_channels, slow_channels)
         if "dm_ta" in self.order: self.dm_ta = DMTA(fast_channels, slow_channels, corr_channels, radius, motion_channels, temperature)
+        if silent_modules: self._silence()
         self._make_way_back(fast_channels, channels, zero_init)
 
 # %% ../nbs/10_stasta.ipynb #7be3a1c4
@@ -60,6 +62,14 @@ class STASTABlock(nn.Module):
 def _make_way_back(self: STASTABlock, fast_channels, channels, zero_init):
     self.project = conv_norm(fast_channels, channels)
     if zero_init: nn.init.zeros_(self.project[1].weight)
+
+# %% ../nbs/10_stasta.ipynb #7be3a1c6
+@patch
+def _silence(self: STASTABlock):
+    if "st_afs_ff" in self.order:
+        attend, fuse = self.st_afs_ff.attend, self.st_afs_ff.fuse
+        for p in (*attend.over_time.parameters(), *fuse.residual.parameters(), fuse.norm.weight): nn.init.zeros_(p)
+    if "dm_ta" in self.order: nn.init.constant_(self.dm_ta.attention.over_time.bias, -3.0)
 
 # %% ../nbs/10_stasta.ipynb #3fb9f77b
 @patch
@@ -87,11 +97,12 @@ class STASTA(TSMResNet):
         motion_channels: tuple = (16, 32, 64),    # inside DM-TA
         temperature: float = 100.,                # of the softmax that finds the displacement
         zero_init: bool = True,                   # the block starts silent; False where the backbone is trained from scratch too
+        silent_modules: bool = False,             # the modules inside it start silent
         **backbone,                               # arguments of `TSMResNet`: num_classes, num_frames, block, dropout, ...
     ):
         super().__init__(**backbone)
         self.after, self.stride, widths = after, _stride(after, **backbone), (fast_channels, slow_channels, corr_channels)
-        self.stasta = STASTABlock(self.channels[after], modules, *widths, radius, alpha, motion_channels, temperature, zero_init)
+        self.stasta = STASTABlock(self.channels[after], modules, *widths, radius, alpha, motion_channels, temperature, zero_init, silent_modules)
 
 # %% ../nbs/10_stasta.ipynb #12c4f01c
 def _stride(after, stem_pool=True, strides=(1, 2, 2, 2), **_):  # input pixels per pixel of the map
