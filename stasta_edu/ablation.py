@@ -385,7 +385,7 @@ def plot_differences(
         ax.plot([low, high], [y, y], color=colour, lw=2)
         ax.plot(100 * c.difference, y, "D", color=colour, ms=6)
     ax.axvline(0, color="black", lw=0.8)
-    ax.set(yticks=range(len(names)), yticklabels=names[::-1], xlabel=f"points of accuracy more than {than!r}", title=family)
+    ax.set(yticks=range(len(names)), yticklabels=names[::-1], ylim=(-0.5, len(names) - 0.5), xlabel=f"points of accuracy more than {than!r}", title=family)
     ax.spines[["top", "right"]].set_visible(False)
     return ax
 
@@ -416,4 +416,5 @@ def plot_compute(
         fig.add_scatter(x=[macs / 1e6], y=[mean], mode="markers+text", text=[name], textposition="middle right", name=name, showlegend=False,
             marker=dict(size=(params / 1e3) ** 0.5 * 1.6, color=colour, opacity=0.6, line=dict(width=0)), error_y=dict(symmetric=False, array=[max(y) - mean], arrayminus=[mean - min(y)], color=colour, thickness=1),
             hovertemplate=f"{name}: {mean:.1f} % ({len(y)} seeds)<br>{macs / 1e6:.0f} M MACs, {params / 1e3:.0f} k parameters<extra></extra>")
-    return fig.update_layout(template="plotly_white", xaxis_title="M multiply-accumulates a clip", yaxis_title="top-1 on unseen clips, %", height=460, margin=dict(l=60, r=40, t=20, b=50))
+    fig.update_traces(cliponaxis=False)
+    return fig.update_layout(template="plotly_white", xaxis_title="M multiply-accumulates a clip", yaxis_title="top-1 on unseen clips, %", height=460, margin=dict(l=60, r=110, t=20, b=50))
