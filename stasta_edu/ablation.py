@@ -399,7 +399,7 @@ def compared(
     best = sorted(means.items(), key=lambda item: -sum(item[1]) / len(item[1]))
     return "top-1: " + ", ".join(f"{name} {sum(v) / len(v):.1%} ({len(v)} run{'s' * (len(v) > 1)})" for name, v in best)
 
-# %% ../nbs/14_ablation.ipynb #ab140050
+# %% ../nbs/14_ablation.ipynb #ab140051
 def plot_compute(
     runs: list[dict],          # of any plan with 8 frames of 64 pixels
     names: dict[str, str],     # variant -> colour
