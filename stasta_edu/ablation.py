@@ -228,8 +228,11 @@ def load_runs(
     if not Path(path).exists(): return []
     lines = Path(path).read_text(encoding="utf-8").splitlines(keepends=True)
     if lines and not lines[-1].endswith("\n"): lines.pop()
-    try: return [json.loads(line) for line in lines]
-    except json.JSONDecodeError as error: raise ValueError(f"{path}: line {len(lines)} or before is damaged ({error.msg}); remove it, and the run is made again") from error
+    runs = []
+    for number, line in enumerate(lines, 1):
+        try: runs.append(json.loads(line))
+        except json.JSONDecodeError as error: raise ValueError(f"{path}: line {number} is damaged ({error.msg}); remove it, and its run is made again") from error
+    return runs
 
 # %% ../nbs/14_ablation.ipynb #ab14001a
 def run_plan(
