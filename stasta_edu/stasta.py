@@ -46,22 +46,21 @@ class STASTABlock(nn.Module):
         alpha: int = 2,                           # frames from one slow frame to the next
         motion_channels: tuple = (16, 32, 64),    # inside DM-TA
         temperature: float = 100.,                # of the softmax that finds the displacement
-        zero_init: bool = True,                   # the last gamma starts at 0: a pretrained network starts undisturbed. False: at 1, for training from scratch
-        silent_modules: bool = False,             # what the modules add to the tempo features starts at zero
+        zero_init: bool = True, silent_modules: bool = False,  # the last gamma starts at 0: a pretrained network is undisturbed; the modules' last weights do
     ):
         super().__init__()
-        self.order = _checked(modules)
-        self.tempo = TempoEncoder(channels, fast_channels, slow_channels if self.order else 0, corr_channels, radius, alpha)
-        if "st_afs_ff" in self.order: self.st_afs_ff = STAFSFF(fast_channels, slow_channels)
-        if "dm_ta" in self.order: self.dm_ta = DMTA(fast_channels, slow_channels, corr_channels, radius, motion_channels, temperature)
-        if silent_modules: self._silence()
-        self._make_way_back(fast_channels, channels, zero_init)
+        self.order = order = _checked(modules)
+        self.tempo = TempoEncoder(channels, fast_channels, slow_channels if order else 0, corr_channels, radius, alpha)
+        if "st_afs_ff" in order: self.st_afs_ff = STAFSFF(fast_channels, slow_channels)
+        if "dm_ta" in order: self.dm_ta = DMTA(fast_channels, slow_channels, corr_channels, radius, motion_channels, temperature)
+        self._begin(fast_channels, channels, zero_init, silent_modules)
 
 # %% ../nbs/10_stasta.ipynb #7be3a1c4
 @patch
-def _make_way_back(self: STASTABlock, fast_channels, channels, zero_init):
-    self.project = conv_norm(fast_channels, channels)
+def _begin(self: STASTABlock, fast_channels, channels, zero_init, silent_modules):
+    self.project = conv_norm(fast_channels, channels)  # the way back
     if zero_init: nn.init.zeros_(self.project[1].weight)
+    if silent_modules: self._silence()
 
 # %% ../nbs/10_stasta.ipynb #7be3a1c6
 @patch
@@ -85,7 +84,6 @@ def forward(self: STASTABlock,
 # %% ../nbs/10_stasta.ipynb #337879ba
 class STASTA(TSMResNet):
     """TSM-ResNet with the STASTA block behind one of its layers; takes (B, T, 3, H, W), T a multiple of `alpha`.
-
     Runs under `torch.compile` (one graph), `torch.export`, channels_last, bfloat16 autocast (the correlation stays in float32) and with second derivatives. Not as a whole in half precision (`.bfloat16()`), and not under the transforms of `torch.func`, for which the correlation has no rule."""
     def __init__(self, modules: tuple = ("st_afs_ff", "dm_ta"),  # any subset, in either order
         after: str = "layer2",                    # layer behind which the block stands

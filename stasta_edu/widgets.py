@@ -1099,8 +1099,7 @@ class ConfusionExplorer(Player):
         fps: float = 4,          # sampled frames a second
         max_size: int = 96,      # pixels of the longer side
     ):
-        counts = evaluation.confusion.tolist()  # of several labels a clip there is none, and the evaluation says so
-        p, cells = evaluation.logits.softmax(1), _cells(evaluation)
+        counts, p, cells = evaluation.confusion.tolist(), evaluation.logits.softmax(1), _cells(evaluation)
         panels = [Panel(footage(clips[i]).frames, (), f"clip {i}, {p[i, answer]:.0%} sure", group=f"{truth},{answer}")
                   for (truth, answer), found in cells.items() for i in found[:n_shown]]
         names = [str(c) for c in evaluation.classes]
