@@ -197,9 +197,10 @@ def within_families(
 # %% ../nbs/14_ablation.ipynb #ab140016
 def run_variant(variant: Variant, seed: int, plan: Plan, cache, steps: int | None = None) -> dict:
     "One line of the results: configuration, scores, origin. Arguments as in `train_variant`."
-    torch.set_num_threads(1)  # two runs beside each other are faster than one with two threads, and give the same numbers everywhere
-    start = time.perf_counter()
-    model, scored, losses = train_variant(variant, seed, plan, cache, steps)
+    start, threads = time.perf_counter(), torch.get_num_threads()
+    torch.set_num_threads(1)  # two runs beside each other are faster than one with two threads, and give the same numbers whatever the machine has
+    try: model, scored, losses = train_variant(variant, seed, plan, cache, steps)
+    finally: torch.set_num_threads(threads)
     families = ShortActions("test", length=0).families
     return dict(key=run_key(variant, seed, plan), variant=asdict(variant), seed=seed, budget={**plan.budget, **variant.budget}, split=plan.split,
                 top1=scored.top(1), within=within_families(scored, families), confusion=scored.confusion.tolist(), n_test=len(scored.labels),
@@ -239,7 +240,7 @@ def run_plan(
     plan: Plan,
     results: str | os.PathLike,   # a .jsonl file, made or continued
     cache: str | os.PathLike,     # folder for rendered frames
-    workers: int = 2,             # runs at a time, each in a process and a thread of its own
+    workers: int = 2,             # runs at a time, each in a process and a thread of its own; 1: in this process
     steps: int | None = None,     # stop each run early: a rehearsal
     say=print,                    # told about each run
 ) -> list[dict]:                  # all runs of the plan
@@ -250,7 +251,7 @@ def run_plan(
     say(f"{len(wanted)} runs, {len(wanted) - len(missing)} of them done; {results}")
     _mend(results)
     _render_once([wanted[k][0] for k in missing], plan, cache)
-    _in_parallel(missing, wanted, plan, results, cache, workers, steps, say)
+    _keep(_finished(missing, wanted, plan, cache, workers, steps), results, len(missing), say)
     return [r for r in load_runs(results) if r["key"] in wanted]
 
 # %% ../nbs/14_ablation.ipynb #ab14001b
@@ -267,17 +268,20 @@ def _render_once(variants, plan, cache):  # before processes begin to ask for th
     for b in needed.values(): loaders(b, 0, cache, plan.split)
 
 # %% ../nbs/14_ablation.ipynb #ab14001c
-def _in_parallel(missing, wanted, plan, results, cache, workers, steps, say):
+def _finished(missing, wanted, plan, cache, workers, steps):  # yields runs as they end
+    if workers == 1:
+        for k in missing: yield run_variant(*wanted[k], plan, cache, steps)
+        return
     with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
-        futures = {pool.submit(run_variant, *wanted[k], plan, cache, steps): k for k in missing}
+        futures = [pool.submit(run_variant, *wanted[k], plan, cache, steps) for k in missing]
         try:
-            for i, done in enumerate(as_completed(futures)):
-                run = done.result()
-                with open(results, "a", encoding="utf-8") as file: file.write(json.dumps(run) + "\n")
-                say(f"{i + 1}/{len(missing)}  {run['variant']['name']}, seed {run['seed']}: top-1 {run['top1']:.1%}, {run['seconds']:.0f} s")
-        except BaseException:  # Ctrl-C, or a run that failed: what is done is written, the others need not begin
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+            for done in as_completed(futures): yield done.result()
+        finally: pool.shutdown(wait=False, cancel_futures=True)  # after Ctrl-C or an error the others need not begin
+
+def _keep(runs, results, n, say):
+    for i, run in enumerate(runs, 1):
+        with open(results, "a", encoding="utf-8") as file: file.write(json.dumps(run) + "\n")
+        say(f"{i}/{n}  {run['variant']['name']}, seed {run['seed']}: top-1 {run['top1']:.1%}, {run['seconds']:.0f} s")
 
 # %% ../nbs/14_ablation.ipynb #ab140026
 def bootstrap_interval(
