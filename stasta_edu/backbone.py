@@ -98,7 +98,8 @@ def _make_stage(block, n_blocks, c_in, width, stride, fold_div):
 def check_video(
     video: Tensor,  # what a model was given
 ) -> Tensor:        # the same tensor
-    "A clear error for what is no batch of clips: `TypeError` for integers, `ValueError` for the rest."
+    "A clear error for what is no batch of clips: `TypeError` for what is no tensor of floats, `ValueError` for the rest."
+    if not isinstance(video, Tensor): raise TypeError(f"expected a tensor (B, T, 3, H, W), got {type(video).__name__}; torch.as_tensor makes one")
     form = f"{tuple(video.shape)} {str(video.dtype).removeprefix('torch.')}"
     if video.ndim != 5 or video.shape[2] != 3:
         raise ValueError(f"expected a batch of clips (B, T, 3, H, W), got {form}; a single clip becomes a batch with clip[None]")

@@ -10,10 +10,10 @@ __all__ = ['app', 'LEAD', 'INSIDE', 'TRUE', 'main', 'stop', 'in_one_line', 'rank
            'new_model', 'check_model', 'say_training_plan', 'trained_line', 'last_step', 'goes_on', 'how_to_go_on',
            'train', 'run_training', 'made_ready', 'trained_model', 'testing_data', 'asked', 'evaluate',
            'say_evaluation_plan', 'can_write', 'answers', 'predict', 'own_size', 'models', 'cost_line', 'step_memory',
-           'timed', 'measured', 'own_tsm', 'profile_row', 'profile', 'DemoPlan', 'make_videos', 'train_and_test',
-           'segments_of', 'look_inside', 'evidence_of', 'is_it_true', 'results_record', 'machine', 'report_page',
-           'origin', 'CannotWrite', 'workplace', 'move_into_place', 'write_results', 'run_demo', 'first_of_each_family',
-           'demo', 'describe', 'conclusion']
+           'timed', 'measured', 'own_tsm', 'profile_row', 'profile', 'ablate', 'DemoPlan', 'make_videos',
+           'train_and_test', 'segments_of', 'look_inside', 'evidence_of', 'is_it_true', 'results_record', 'machine',
+           'report_page', 'origin', 'CannotWrite', 'workplace', 'move_into_place', 'write_results', 'run_demo',
+           'first_of_each_family', 'demo', 'describe', 'conclusion']
 
 # %% ../nbs/17_cli.ipynb #e3197cfb
 import difflib
@@ -711,6 +711,25 @@ def profile(
     for name, cost in costs.items(): say(profile_row(name, cost))
     ratio = {key: costs[model][key] / costs[names[1]][key] for key in costs[model]}
     say(f"{model} to {names[1]}: {ratio['macs']:.2f} x the arithmetic, {ratio['training']:.2f} x the time of a training step, {ratio['memory']:.2f} x the memory")
+
+# %% ../nbs/17_cli.ipynb #ab1a7e02
+@app.command()
+@careful
+def ablate(
+    plan: Annotated[Path, typer.Argument(help="a YAML file: variants, seeds, budget")],
+    results: Annotated[Path, typer.Option(help="JSON lines, one a run; made or continued")] = Path("ablation.jsonl"),
+    cache: Annotated[Path, typer.Option(help="folder for the rendered frames")] = Path("runs/clips"),
+    workers: Annotated[int, typer.Option(min=1, help="runs at a time, a core each")] = 2,
+    steps: Annotated[Optional[int], typer.Option(min=1, help="stop each run after so many steps: a rehearsal, for another results file")] = None,
+):
+    """Train every variant of a plan with each of its seeds.
+
+    A line is added to RESULTS when a run is over; what is there is not run again. The same command goes on after an interruption. benchmarks/ablation.yaml is an example.
+    """
+    from stasta_edu.ablation import compared, read_plan, run_plan
+    wanted = read_plan(plan)
+    say_plan(plan=f"{plan}: {len(wanted.variants)} variants, {len(wanted.runs)} runs; scored on the {wanted.split} split", budget=", ".join(f"{k}={v}" for k, v in wanted.budget.items()))
+    say(compared(run_plan(wanted, results, cache, workers, steps, say)))
 
 # %% ../nbs/17_cli.ipynb #6462878f
 @dataclass(frozen=True)

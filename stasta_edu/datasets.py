@@ -15,6 +15,7 @@ import os
 import re
 import shutil
 import tempfile
+import textwrap
 import warnings
 from collections import Counter
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ from pathlib import Path
 import numpy as np
 import plotly.graph_objects as go
 import torch
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
 
@@ -59,6 +60,7 @@ def read_pictures(
     if len({f.shape for f in kept.values()}) > 1: raise VideoReadError(f"{folder}: its pictures differ in size")
     return np.stack([kept[int(i)] for i in indices])
 
+# %% ../nbs/03_datasets.ipynb #9a9006fc
 def read_clip(
     path: str | os.PathLike,  # a video file, or a folder of pictures
     indices,                  # frame numbers from 0
@@ -86,6 +88,7 @@ def _stored(places):
         if isinstance(found, dict): index |= found
     return index
 
+# %% ../nbs/03_datasets.ipynb #9e99d6f5
 def _store(places, index):
     for place in places:
         try:
@@ -94,6 +97,13 @@ def _store(places, index):
             return
         except OSError as error: last = error
     warnings.warn(f"{place}: the index cannot be kept ({last.strerror}); it will be made again next time")
+
+# %% ../nbs/03_datasets.ipynb #d500004a
+def _entry(path, known, mark):
+    "What the index says about a clip, and what is wrong with it. `mark`: size and time of change; where they are those that are `known`, nothing is opened."
+    if isinstance(known, list) and len(known) == 4 and known[2:] == mark: return known, ""
+    try: return [*_measured(path), *mark], ""
+    except VideoReadError as error: return [0, 0.0, -1, -1], str(error)  # looked at again next time
 
 # %% ../nbs/03_datasets.ipynb #d5000006
 def index_clips(
@@ -104,14 +114,10 @@ def index_clips(
     places, faults, result = _index_files(root), {}, []
     old, new = _stored(places), {}
     for n, path in enumerate(paths):
-        key = os.path.relpath(path, root)
-        stat = os.stat(path)
-        mark, known = [stat.st_size, stat.st_mtime_ns], old.get(key)
-        if not (isinstance(known, list) and len(known) == 4 and known[2:] == mark):
-            try: known = [*_measured(path), *mark]
-            except VideoReadError as error: faults[n], known = str(error), [0, 0.0, -1, -1]  # looked at again next time
-        new[key] = known
-        result.append(known[:2])
+        key, stat = os.path.relpath(path, root), os.stat(path)
+        new[key], fault = _entry(path, old.get(key), [stat.st_size, stat.st_mtime_ns])
+        if fault: faults[n] = fault
+        result.append(new[key][:2])
         if n % 5000 == 4999 and old | new != old: _store(places, old | new)  # so that an interruption costs little
     if old | new != old: _store(places, old | new)
     return result, faults
@@ -170,6 +176,7 @@ def length(self: ClipDataset,
     if not self._lengths.get(i): self._lengths[i] = _measured(Path(self.items[i][0]))[0]
     return self._lengths[i]
 
+# %% ../nbs/03_datasets.ipynb #cbd84809
 @patch
 def frame_indices(self: ClipDataset,
     i: int,    # item
@@ -193,6 +200,7 @@ def frames(self: ClipDataset,
     if i not in self._clips: self._clips[i] = read_clip(path, range(self.length(i)))
     return self._clips[i][indices.flatten().numpy()]
 
+# %% ../nbs/03_datasets.ipynb #76cb0386
 @patch
 def label(self: ClipDataset, i: int, indices: Tensor):
     "The label of item `i`, of which the frames `indices` are seen."
@@ -219,7 +227,7 @@ def __getitem__(self: ClipDataset, i):
     for _ in range(100):
         try: return self._item(i)
         except VideoReadError as error:
-            if self.on_error == "raise": raise VideoReadError(f"item {i}: {error}") from error
+            if self.on_error == "raise" or not self.train: raise VideoReadError(f"item {i}: {error}") from error
             last = error
         worker = get_worker_info()
         self._replaced[(worker.id + 1) % 64 if worker else 0] += 1
@@ -229,6 +237,7 @@ def __getitem__(self: ClipDataset, i):
 # %% ../nbs/03_datasets.ipynb #ce0eee9e
 VIDEO_SUFFIXES = (".mp4", ".webm", ".mkv", ".mov", ".avi")
 
+# %% ../nbs/03_datasets.ipynb #aa11e9e5
 def index_folder(
     root: str | os.PathLike,                       # a folder with one sub-folder for each class
 ) -> tuple[list[str], list[tuple[Path, int]]]:     # class names, and (path, label) of each video
@@ -255,11 +264,13 @@ class VideoFolder(ClipDataset):
         self.root = Path(root)
         classes, items = index_folder(root)
         super().__init__(items, classes, num_frames, transform, train, in_memory=in_memory, **options)
+        self._lengths = {i: n for i, (n, _) in enumerate(index_clips(root, [path for path, _ in items])[0])}  # 0: cannot be read, and says so when it is asked for
 
 # %% ../nbs/03_datasets.ipynb #d5000014
 class AnnotationError(ValueError):
     "An annotation file does not say what it should. The message names file and line."
 
+# %% ../nbs/03_datasets.ipynb #1e5c7871
 @dataclass
 class Problems:
     "What was found wrong in annotation files, each a sentence with file and line."
@@ -286,6 +297,7 @@ def _annotation(root, name):
         if place.is_file(): return place
     raise FileNotFoundError(f"{root}: there is no {name} in it, nor in its folders labels/ and annotations/")
 
+# %% ../nbs/03_datasets.ipynb #7d6b1fdd
 def _media(root, given, *names):
     "Where the pictures are: what the user says, or the first of the usual names that exists."
     if given is not None: names = (given,)
@@ -309,7 +321,7 @@ def _admitted(rows, media, problems, on_error):
     for n, reason in faults.items() if on_error == "raise" else (): problems.add(*there[n][2:], reason)
     problems.settle()
     kept = [n for n in range(len(there)) if on_error == "skip" or n not in faults]
-    if not kept: raise AnnotationError(f"{rows[0][2] if rows else media}: lists no clip that is there and can be read")
+    if not kept: raise AnnotationError(f"{rows[0][2] if rows else media}: no clip is listed that is there and can be read")
     return [there[n][:2] for n in kept], [counted[n] for n in kept]
 
 # %% ../nbs/03_datasets.ipynb #d5000019
@@ -317,6 +329,7 @@ def _class_number(classes, name, problems, place, line):
     if name in classes: return classes[name]
     problems.add(place, line, f"unknown class {name!r}")
 
+# %% ../nbs/03_datasets.ipynb #da00e039
 def _rows_v1(root, split, media, problems):
     place = _annotation(root, f"something-something-v1-{split}.csv")
     names = sorted(filter(None, map(str.strip, _text(_annotation(root, "something-something-v1-labels.csv")).splitlines())))
@@ -343,10 +356,15 @@ def _json_items(place):
     except json.JSONDecodeError as error: raise AnnotationError(f"{place}:{error.lineno}: is broken JSON ({error.msg})") from error
 
 # %% ../nbs/03_datasets.ipynb #d500001b
-def _rows_v2(root, split, media, problems):
-    place, labels = _annotation(root, f"something-something-v2-{split}.json"), _annotation(root, "something-something-v2-labels.json")
-    try: names = sorted(name.replace("[", "").replace("]", "") for name in json.loads(_text(labels)))
+def _names_v2(labels):
+    try: found = json.loads(_text(labels))
     except json.JSONDecodeError as error: raise AnnotationError(f"{labels}:{error.lineno}: is broken JSON ({error.msg})") from error
+    if not isinstance(found, dict): raise AnnotationError(f"{labels}:1: expected names with their numbers, {{name: number}}")
+    return sorted(name.replace("[", "").replace("]", "") for name in found)
+
+# %% ../nbs/03_datasets.ipynb #d5000044
+def _rows_v2(root, split, media, problems):
+    place, names = _annotation(root, f"something-something-v2-{split}.json"), _names_v2(_annotation(root, "something-something-v2-labels.json"))
     numbers, rows = {name: n for n, name in enumerate(names)}, []
     for line, item in _json_items(place):
         if not isinstance(item, dict) or not {"id", "template"} <= item.keys():
@@ -424,6 +442,7 @@ def _rows_charades(root, split, media, problems):
     except csv.Error as error: raise AnnotationError(f"{place}:{reader.line_num}: is broken CSV ({error})") from error
     return names, rows
 
+# %% ../nbs/03_datasets.ipynb #0cdfaad1
 def _multi_hot(classes, n): return torch.zeros(n).index_fill(0, torch.tensor(sorted(set(classes)), dtype=torch.int64), 1.0)
 
 # %% ../nbs/03_datasets.ipynb #d5000025
@@ -475,13 +494,14 @@ def _rows_list(place, root, problems):
     for line, text in enumerate(_text(place).splitlines(), 1):
         if not text.strip(): continue
         fields = text.strip().rsplit(None, 2)  # the path may hold spaces
-        if len(fields) != 3 or not (fields[1].isdecimal() and fields[2].isdecimal()):
+        if len(fields) != 3 or not (fields[1].isdecimal() and fields[2].isdecimal() and len(fields[2]) < 7):  # a million classes are a mistake
             problems.add(place, line, f"expected 'path num_frames label', found {text[:60]!r}")
             continue
         rows.append((root / fields[0], int(fields[2]), place, line))
         promised[root / fields[0]] = int(fields[1]), line
     return rows, promised
 
+# %% ../nbs/03_datasets.ipynb #23298561
 def _compare(promised, items, counted, place, problems):
     "Clips whose number of frames is that of the list."
     wrong = {path for (path, _), (n, _) in zip(items, counted) if n and n != promised[path][0]}
@@ -567,10 +587,16 @@ def show_batch(self: ClipDataset,
         label = self.label(i, indices)
         names = [self.classes[k] for k in (label.nonzero().flatten().tolist() if self.multilabel else [label])]
         rows.append(("; ".join(names), frame_strip(self.frames(i, indices), labels=indices.tolist(), height=height)))
-    page = Image.new("RGB", (max(strip.width for _, strip in rows), sum(strip.height + 20 for _, strip in rows)), "white")
-    for (name, strip), y in zip(rows, np.cumsum([0] + [strip.height + 20 for _, strip in rows])):
-        ImageDraw.Draw(page).text((2, y + 5), name, fill="black")
-        page.paste(strip, (0, int(y) + 20))
+    return _page(rows)
+
+# %% ../nbs/03_datasets.ipynb #d5000045
+def _page(rows):  # (text, picture) each
+    texts, y = [textwrap.wrap(text, max(20, picture.width // 7)) for text, picture in rows], 0
+    page = Image.new("RGB", (max(p.width for _, p in rows), sum(6 + 14 * len(lines) + p.height for lines, (_, p) in zip(texts, rows))), "white")
+    for lines, (_, picture) in zip(texts, rows):
+        ImageDraw.Draw(page).multiline_text((2, y + 4), "\n".join(lines), fill="black", font=ImageFont.load_default(12), spacing=3)
+        page.paste(picture, (0, y + 6 + 14 * len(lines)))
+        y += 6 + 14 * len(lines) + picture.height
     return page
 
 # %% ../nbs/03_datasets.ipynb #d5000051
@@ -625,8 +651,8 @@ def write_samples(
 
 # %% ../nbs/03_datasets.ipynb #d500003a
 def _put(made, place):
-    "Move what is complete to its place; the notes of the export are not part of the formats."
-    for note in made.glob("*annotations*.json"): note.unlink()
+    "Move what is complete to its place, without the notes of the export: publishers have none."
+    for note in made.glob("short_actions-*.json"): note.unlink()
     (made / ".stasta_samples").touch()
     if place.exists(): shutil.rmtree(place)
     made.rename(place)

@@ -105,6 +105,7 @@ def draw_ball(s, c):
     s.line([(2.5, 9), (6, 7), (10.8, 4.5)], CREAM, 1.6)
     s.oval(3.5, 3, 6, 5.2, shade(c, 1.35))
 
+# %% ../nbs/02_short_actions.ipynb #6c586ee8
 def draw_cup(s, c):
     s.oval(8, 3.5, 12.6, 9.5, shade(c, 0.6))
     s.oval(9.3, 4.9, 11.4, 8.1, (0, 0, 0, 0))
@@ -120,6 +121,7 @@ def draw_box(s, c):
     s.box(5.5, 1.5, 7.5, 11.5, shade(c, 1.3))
     s.line([(1.6, 5), (11.4, 5)], shade(c, 0.7), 0.5)
 
+# %% ../nbs/02_short_actions.ipynb #68a00661
 def draw_bottle(s, c):
     s.box(5, 0.6, 8, 4, shade(c, 0.5), 0.6)
     s.shape([(5.2, 3), (7.8, 3), (9.6, 6), (3.4, 6)], c)
@@ -186,6 +188,7 @@ def hand_sprite(skin, sleeve, unit):
 # %% ../nbs/02_short_actions.ipynb #a1dc88e0
 FRIDGE = ((222, 226, 228), (178, 196, 204), (214, 192, 160), (150, 176, 150))
 
+# %% ../nbs/02_short_actions.ipynb #247a8c62
 @remembered
 def fridge_sprites(c, filling, unit):
     rng, body, door = np.random.default_rng(filling), Sprite(28, 42, unit), Sprite(26, 40, unit)
@@ -219,6 +222,7 @@ def chest_sprites(c, unit):
 # %% ../nbs/02_short_actions.ipynb #4ffc09ca
 WOOD = ((170, 120, 76), (196, 160, 112), (126, 96, 80), (150, 150, 156))
 
+# %% ../nbs/02_short_actions.ipynb #5c8b76c8
 @remembered
 def drawer_sprites(c, filling, unit):
     rng, body, front = np.random.default_rng(filling), Sprite(42, 36, unit), Sprite(34, 14, unit)
@@ -270,6 +274,7 @@ def plant_sprite(shape, unit):
     s.box(3.4, 15.4, 14.6, 17.6, (196, 112, 76), 0.6)
     return s.finish(shape)
 
+# %% ../nbs/02_short_actions.ipynb #e1602b81
 @remembered
 def shadow_sprite(unit):
     s = Sprite(14, 5, unit)
@@ -379,6 +384,7 @@ def draw(self: Scene, t) -> np.ndarray:
         if tile := layer.tile(t): frame.paste(tile[0], tile[1], tile[0])
     return np.take(np.minimum(np.arange(256) * self.gain[t], 255).astype(np.uint8), np.asarray(frame))
 
+# %% ../nbs/02_short_actions.ipynb #a1413e14
 @patch
 def frames(self: Scene, times=None) -> np.ndarray:
     "The frames at `times`, or all of them: (n, H, W, 3) uint8."
@@ -545,6 +551,7 @@ def film(self: Stage) -> Scene:
 WALLS = ((214, 206, 192), (190, 204, 208), (206, 196, 206), (196, 208, 188), (176, 164, 148))
 FLOORS = ((186, 150, 110), (150, 120, 92), (170, 160, 150), (128, 116, 110))
 
+# %% ../nbs/02_short_actions.ipynb #7626e85d
 @patch
 def scenery(self: Stage, table: bool):
     "Paint the background: wall and floor, or a table top seen from above."
@@ -568,6 +575,7 @@ def hang(self: Stage, sprite, x, y):
     image = sprite.image.convert("RGBA")
     self.background.paste(image, at, image)
 
+# %% ../nbs/02_short_actions.ipynb #2278eaa3
 @patch
 def passer_by(self: Stage, y):
     "A cat, a toy car or a ball crosses the scene at height `y`, in no relation to what matters."
@@ -591,6 +599,7 @@ def figure(self: Stage, at, side, lean):
     shoulder = np.asarray(at, float) + np.stack([x * np.cos(lean) - y * np.sin(lean), x * np.sin(lean) + y * np.cos(lean)], 1)
     return actor, arm_sprite(skin, colour, self.unit), shoulder, side
 
+# %% ../nbs/02_short_actions.ipynb #c2fe739f
 @patch
 def reach(self: Stage, figure, target, near):
     "Stretch the figure's arm towards `target` (F, 2) where `near` (F,) is 1; let it hang where it is 0."
@@ -650,6 +659,7 @@ def importance(self: Stage, variant: int):  # 0 to the left, 1 to the right, 2 a
     for start, end, to in alone: self.happens(start, end, thing, "slides " + ("left", "right")[to])
     self.lend_a_hand(path + (rng.uniform(-2, 2), 1.0), moves)
 
+# %% ../nbs/02_short_actions.ipynb #bfdb2b44
 NUDGE, NUDGING, SLIDING = (6.0, 7.5), 0.24, 0.3  # half the way of the thing, in units; shares of the time
 
 # %% ../nbs/02_short_actions.ipynb #e14d4ecd
@@ -724,6 +734,7 @@ def order(self: Stage, variant: int):  # 0 opened, 1 closed, 2 and 3: twice
     self.lend_a_hand(handle - (0, 1), moves, scale=0.75, pivot=(0.5, 0.06))
     if rng.random() < 0.3: self.put(plant_sprite(int(rng.integers(8)), self.unit), (pick(rng, (6, 58)), 68), self.name("plant"), pivot=(0.5, 1))
 
+# %% ../nbs/02_short_actions.ipynb #c301d919
 AJAR, WIDE, OPENING, FALLING = (0.0, 0.1), (0.75, 1.0), 0.24, 0.2  # how far a thing is open when it is closed, and when it is open; shares of the time
 
 # %% ../nbs/02_short_actions.ipynb #63505a33
@@ -731,6 +742,7 @@ STORY = ("Walking through a room", "Opening a fridge", "Taking a bottle out of a
          "Putting a bottle on a table", "Waving at someone", "Stretching", "Squatting down", "Jumping")
 VERBS = ("walks", "is opened", "is taken", "is closed", "is drunk from", "is put down", "waves", "stretches", "squats", "jumps")
 
+# %% ../nbs/02_short_actions.ipynb #30c41fbf
 class Script:
     "What happens when: values that go from one to the next in straight lines, and a note for each action. Times in seconds."
     def __init__(self, **values): self.now, self.corners, self.notes = 0.0, {k: [(0.0, v)] for k, v in values.items()}, []
@@ -808,6 +820,7 @@ def drink(script, rng, place):
     script.go(0.7, bottle_x=x, bottle_y=y, tilt=0.0)
     script.notes.append((4, start, script.now))
 
+# %% ../nbs/02_short_actions.ipynb #6ccbcca6
 def put_down(script, rng, place):
     "The bottle goes from one hand to the other, and onto the table."
     walk(script, place.table + 15 * place.side)
@@ -868,6 +881,7 @@ def arm(self: Stage, figure, side, goals):
     length = np.hypot(*vector.T).clip(6, 15)
     return self.put(figure.arm, shoulder, figure.actor, np.arctan2(vector[:, 1], vector[:, 0]), np.stack([length / 10, np.ones(self.n)], 1), pivot=(2 / 14, 0.5))
 
+# %% ../nbs/02_short_actions.ipynb #4c0e23b8
 @remembered
 def table_sprite(c, unit):
     s = Sprite(22, 18, unit)
@@ -900,6 +914,7 @@ def play(self: Stage, script, place):
 # %% ../nbs/02_short_actions.ipynb #6ea174e5
 SPLITS = ("train", "validation", "test")
 
+# %% ../nbs/02_short_actions.ipynb #5e5fdb2c
 class ShortActions(Dataset):
     "Short clips whose classes only time tells apart. `ds[i]` is `(video, label)`; `ds.clip(i)` is the whole clip with its ground truth."
     def __init__(self,
@@ -1051,6 +1066,7 @@ def checksum(self: ShortClip) -> str:
 MEDIA = {"folder": "{split}/{slug}/{i:05}.mp4", "something_v1": "20bn-something-something-v1/{number}",
          "something_v2": "20bn-something-something-v2/{number}.webm", "charades": "Charades_v1/{letter}{i:04}.mp4"}
 
+# %% ../nbs/02_short_actions.ipynb #26778b88
 @patch
 def path_of(self: ShortActions,
     i: int,                  # clip
@@ -1061,6 +1077,7 @@ def path_of(self: ShortActions,
     slug = f"{label:02} " + re.sub("[^a-z0-9]+", "_", self.classes[label].lower())
     return Path(MEDIA[format].format(split=self.split, slug=slug, i=i, number=3 * i + nth + 1, letter="TVE"[nth]))
 
+# %% ../nbs/02_short_actions.ipynb #81fcf8f2
 @patch
 def settings(self: ShortActions) -> dict:
     "All that decides what the clips of this set are."
@@ -1076,6 +1093,7 @@ def _write_pictures(place, frames):
     for t, frame in enumerate(frames, 1): Image.fromarray(frame).save(part / f"{t:05}.jpg", quality=92)
     part.rename(place)
 
+# %% ../nbs/02_short_actions.ipynb #4cdd2297
 @patch
 def _write_clip(self: ShortActions, root, i, format):
     path, scene = root / self.path_of(i, format), self.scene(i)
@@ -1095,6 +1113,7 @@ def _lists_v1(self: ShortActions, clips):
     return {"something-something-v1-labels.csv": "\n".join(sorted(self.classes)) + "\n",
             f"something-something-v1-{self.split}.csv": "\n".join(rows) + "\n"}
 
+# %% ../nbs/02_short_actions.ipynb #058ce37f
 @patch
 def _lists_v2(self: ShortActions, clips):
     items = []
@@ -1110,6 +1129,7 @@ def _lists_v2(self: ShortActions, clips):
 # %% ../nbs/02_short_actions.ipynb #d6987e8b
 _COLUMNS = "id,subject,scene,quality,relevance,verified,script,objects,descriptions,actions,length".split(",")
 
+# %% ../nbs/02_short_actions.ipynb #15a28347
 @patch
 def _lists_charades(self: ShortActions, clips):
     table = io.StringIO()
@@ -1133,6 +1153,7 @@ def _same_export(mark, settings):
     if differ: raise FileExistsError(f"{mark.parent}: holds another export ({differ[0]}). Choose another folder, or delete that one.")
     return True
 
+# %% ../nbs/02_short_actions.ipynb #39689090
 def _claim(places, note, unfinished, settings, siblings=()):
     "Leave a note that `places` belong to this export, or find it; `FileExistsError` where they hold something else."
     if any([_same_export(mark, settings) for mark in (note, unfinished)]): return
@@ -1146,6 +1167,7 @@ def _claim(places, note, unfinished, settings, siblings=()):
 # %% ../nbs/02_short_actions.ipynb #6a5c3218
 _LISTS = {"something_v1": ShortActions._lists_v1, "something_v2": ShortActions._lists_v2, "charades": ShortActions._lists_charades}
 
+# %% ../nbs/02_short_actions.ipynb #3c619d10
 @patch
 def _prepare_export(self: ShortActions, root, format):
     "Claim the places of this export; the paths of its two notes."

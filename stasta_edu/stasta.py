@@ -46,14 +46,29 @@ class STASTABlock(nn.Module):
         alpha: int = 2,                           # frames from one slow frame to the next
         motion_channels: tuple = (16, 32, 64),    # inside DM-TA
         temperature: float = 100.,                # of the softmax that finds the displacement
+        zero_init: bool = True, silent_modules: bool = False,  # the last gamma starts at 0: a pretrained network is undisturbed; the modules' last weights do
     ):
         super().__init__()
-        self.order = _checked(modules)
-        self.tempo = TempoEncoder(channels, fast_channels, slow_channels if self.order else 0, corr_channels, radius, alpha)
-        if "st_afs_ff" in self.order: self.st_afs_ff = STAFSFF(fast_channels, slow_channels)
-        if "dm_ta" in self.order: self.dm_ta = DMTA(fast_channels, slow_channels, corr_channels, radius, motion_channels, temperature)
-        self.project = conv_norm(fast_channels, channels)
-        nn.init.zeros_(self.project[1].weight)    # at the start the block adds nothing
+        self.order = order = _checked(modules)
+        self.tempo = TempoEncoder(channels, fast_channels, slow_channels if order else 0, corr_channels, radius, alpha)
+        if "st_afs_ff" in order: self.st_afs_ff = STAFSFF(fast_channels, slow_channels)
+        if "dm_ta" in order: self.dm_ta = DMTA(fast_channels, slow_channels, corr_channels, radius, motion_channels, temperature)
+        self._begin(fast_channels, channels, zero_init, silent_modules)
+
+# %% ../nbs/10_stasta.ipynb #7be3a1c4
+@patch
+def _begin(self: STASTABlock, fast_channels, channels, zero_init, silent_modules):
+    self.project = conv_norm(fast_channels, channels)  # the way back
+    if zero_init: nn.init.zeros_(self.project[1].weight)
+    if silent_modules: self._silence()
+
+# %% ../nbs/10_stasta.ipynb #7be3a1c6
+@patch
+def _silence(self: STASTABlock):
+    if "st_afs_ff" in self.order:
+        attend, fuse = self.st_afs_ff.attend, self.st_afs_ff.fuse
+        for p in (*attend.over_time.parameters(), *fuse.residual.parameters(), fuse.norm.weight): nn.init.zeros_(p)
+    if "dm_ta" in self.order: nn.init.constant_(self.dm_ta.attention.over_time.bias, -3.0)
 
 # %% ../nbs/10_stasta.ipynb #3fb9f77b
 @patch
@@ -69,9 +84,7 @@ def forward(self: STASTABlock,
 # %% ../nbs/10_stasta.ipynb #337879ba
 class STASTA(TSMResNet):
     """TSM-ResNet with the STASTA block behind one of its layers; takes (B, T, 3, H, W), T a multiple of `alpha`.
-
-    Runs under `torch.compile` (one graph), `torch.export`, channels_last, bfloat16 autocast (the correlation stays in float32)
-    and with second derivatives. `torch.func.vmap` over it does not work: the correlation has no rule for that."""
+    Runs under `torch.compile` (one graph), `torch.export`, channels_last, bfloat16 autocast (the correlation stays in float32) and with second derivatives. Not as a whole in half precision (`.bfloat16()`), and not under the transforms of `torch.func`, for which the correlation has no rule."""
     def __init__(self, modules: tuple = ("st_afs_ff", "dm_ta"),  # any subset, in either order
         after: str = "layer2",                    # layer behind which the block stands
         fast_channels: int = 192,                 # Cf
@@ -81,11 +94,13 @@ class STASTA(TSMResNet):
         alpha: int = 2,                           # frames from one slow frame to the next
         motion_channels: tuple = (16, 32, 64),    # inside DM-TA
         temperature: float = 100.,                # of the softmax that finds the displacement
+        zero_init: bool = True,                   # the block starts silent; False where the backbone is trained from scratch too
+        silent_modules: bool = False,             # the modules inside it start silent
         **backbone,                               # arguments of `TSMResNet`: num_classes, num_frames, block, dropout, ...
     ):
         super().__init__(**backbone)
         self.after, self.stride, widths = after, _stride(after, **backbone), (fast_channels, slow_channels, corr_channels)
-        self.stasta = STASTABlock(self.channels[after], modules, *widths, radius, alpha, motion_channels, temperature)
+        self.stasta = STASTABlock(self.channels[after], modules, *widths, radius, alpha, motion_channels, temperature, zero_init, silent_modules)
 
 # %% ../nbs/10_stasta.ipynb #12c4f01c
 def _stride(after, stem_pool=True, strides=(1, 2, 2, 2), **_):  # input pixels per pixel of the map
@@ -147,8 +162,8 @@ def stasta_resnet18(num_classes=174, num_frames=8, modules=("st_afs_ff", "dm_ta"
     return _build(small, num_classes, num_frames, modules, weights, ResNet18_Weights, kw)
 
 def stasta_tiny(num_classes=174, num_frames=8, modules=("st_afs_ff", "dm_ta"), weights=None, **kw) -> STASTA:
-    "Everything at small width, for 64 x 64 pixels: trains from scratch on a CPU in minutes."
-    tiny = dict(**TINY, fast_channels=24, slow_channels=48, corr_channels=16, radius=4, motion_channels=(8, 16, 16))
+    "Everything at small width, for 64 x 64 pixels: trains from scratch on a CPU in minutes; the block speaks from the first step."
+    tiny = dict(**TINY, fast_channels=24, slow_channels=48, corr_channels=16, radius=4, motion_channels=(8, 16, 16), zero_init=False)
     return _build(tiny, num_classes, num_frames, modules, weights, None, kw)
 
 # %% ../nbs/10_stasta.ipynb #6c51dfdf

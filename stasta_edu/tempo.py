@@ -40,6 +40,7 @@ class TempoEncoder(nn.Module):
         alpha: int = 2,            # frames from one slow frame to the next
     ):
         super().__init__()
+        if alpha < 1 or radius < 0 or corr_channels < 1: raise ValueError(f"alpha and corr_channels must be at least 1 and radius at least 0, got alpha={alpha}, corr_channels={corr_channels}, radius={radius}")
         self.slow_channels, self.radius, self.alpha, window = slow_channels, radius, alpha, (2 * radius + 1) ** 2
         self.reduce = conv_norm(channels, corr_channels)
         self.fast_look, self.fast_motion = conv_norm(channels, fast_channels), conv_norm(window, fast_channels)

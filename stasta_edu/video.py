@@ -14,10 +14,10 @@ from functools import lru_cache
 from pathlib import Path
 
 import torch  # before decord: the other way round can crash at import
-import av
+import av     # before decord, too: else VP9 cannot be written
 import decord
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from .core import written_whole
@@ -35,15 +35,23 @@ def frame_strip(
     labels = shown if labels is None else labels
     h = height or frames.shape[1]
     w = round(frames.shape[2] * h / frames.shape[1])
-    strip = Image.new("RGB", (len(shown) * (w + gap) - gap, h + 14), "white")
+    strip = Image.new("RGB", (len(shown) * (w + gap) - gap, h + 16), "white")
     for i, (t, label) in enumerate(zip(shown, labels)):
-        strip.paste(Image.fromarray(frames[t]).resize((w, h), Image.Resampling.BICUBIC), (i * (w + gap), 14))
-        ImageDraw.Draw(strip).text((i * (w + gap) + 2, 1), str(label), fill="black")
+        strip.paste(Image.fromarray(frames[t]).resize((w, h), Image.Resampling.BICUBIC), (i * (w + gap), 16))
+        ImageDraw.Draw(strip).text((i * (w + gap) + 2, 0), str(label), fill="black", font=ImageFont.load_default(12))
     return strip
 
 # %% ../nbs/01_video.ipynb #523ad135
 _CODECS = {".mp4": "libx264", ".mkv": "libx264", ".mov": "libx264", ".webm": "libvpx-vp9", ".avi": "mpeg4"}
 
+def _check_frames(path, frames, fps, gop):
+    if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[-1] != 3 or not len(frames):
+        raise ValueError(f"{path}: expected uint8 frames (T, H, W, 3), at least one; got {frames.dtype} {frames.shape}")
+    if path.suffix.lower() not in _CODECS:
+        raise ValueError(f"{path}: cannot write '{path.suffix}' files; choose one of {', '.join(_CODECS)}")
+    if fps <= 0 or gop < 1: raise ValueError(f"{path}: fps must be more than 0 and gop at least 1, got {fps} and {gop}")
+
+# %% ../nbs/01_video.ipynb #523ad136
 def write_video(
     path: str | os.PathLike,  # the suffix chooses the container: .mp4, .mkv, .mov, .webm, .avi
     frames: np.ndarray,       # (T, H, W, 3) uint8, RGB
@@ -53,10 +61,7 @@ def write_video(
 ) -> Path:                    # the path, once the file is complete
     "Encode `frames` with PyAV. `ValueError` for frames of another form, `OSError` where the place cannot be written."
     frames, path = np.asarray(frames), Path(path)
-    if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[-1] != 3 or not len(frames):
-        raise ValueError(f"{path}: expected uint8 frames (T, H, W, 3), at least one; got {frames.dtype} {frames.shape}")
-    if path.suffix.lower() not in _CODECS:
-        raise ValueError(f"{path}: cannot write '{path.suffix}' files; choose one of {', '.join(_CODECS)}")
+    _check_frames(path, frames, fps, gop)
     with written_whole(path) as part, av.open(str(part), "w") as container:
         _encode(container, _CODECS[path.suffix.lower()], frames, fps, gop, quality)
     return path
@@ -100,34 +105,36 @@ def _check_is_file(path):
     try:
         if not path.exists(): raise VideoReadError(f"{path}: there is no such file")
         if path.is_dir(): raise VideoReadError(f"{path}: is a directory, not a video file")
+        if not path.is_file(): raise VideoReadError(f"{path}: is no regular file")  # a pipe would keep us waiting
         with open(path, "rb"): stat = path.stat()
     except PermissionError as error: raise VideoReadError(f"{path}: no permission to read it") from error
     except OSError as error: raise VideoReadError(f"{path}: cannot be opened ({error.strerror})") from error
     if stat.st_size == 0: raise VideoReadError(f"{path}: the file is empty (0 bytes)")
     return stat
 
+# %% ../nbs/01_video.ipynb #8fb1d322
 def _seconds_promised(container, stream):
-    "(seconds, whether they are those of the pictures alone): sound may last longer."
-    if stream.duration: return float(stream.duration * stream.time_base), True
+    "(seconds, how many frames' time may be missing from them; 0: 5 %). Exact where they are the pictures' own; sound may last longer."
+    if stream.duration: return float(stream.duration * stream.time_base), 0.5
     if tag := stream.metadata.get("DURATION"):
         hours, minutes, seconds = tag.split(":")
-        return 3600 * int(hours) + 60 * int(minutes) + float(seconds), True
-    return (container.duration or 0) / av.time_base, len(container.streams) == 1
+        return 3600 * int(hours) + 60 * int(minutes) + float(seconds), 0.5
+    return (container.duration or 0) / av.time_base, 1.0 if len(container.streams) == 1 else 0.0
 
 # %% ../nbs/01_video.ipynb #5a0e1c01
-def _damage(times, promised, seconds, exact):
-    "What does not fit: `times` of the frames in seconds, `promised` frames (0: unknown), `seconds` promised. A sentence, or an empty one."
+def _damage(times, promised, seconds, slack, rate=0.0):
+    "What does not fit: `times` of the frames in seconds, `promised` frames (0: unknown), `seconds` promised, frames a second. A sentence, or an empty one."
     n = len(times)
     if n < promised: return f"{n} of {promised} frames are there; the file looks cut off"
-    if n < 3 or not np.isfinite(times).all(): return ""
+    if not n or not np.isfinite(times).all(): return ""
     steps = np.diff(np.sort(times))
-    step = float(np.median(steps))
     if (steps <= 0).any(): return "several frames claim the same moment; the file looks spliced"
-    even = (np.abs(steps - step) < 0.002 + 0.02 * step).mean() > 0.9
+    step = float(np.median(steps)) if n > 2 else max([*steps, 1 / rate if rate else seconds])  # of two frames, no rhythm can be told
+    even = n > 2 and (np.abs(steps - step) < 0.002 + 0.02 * step).mean() > 0.9
     if even and (steps > 2.5 * step).any(): return f"about {round(steps.max() / step) - 1} frames are missing at {np.sort(times)[steps.argmax()]:.1f} s"
-    end = float(times.max()) + (step if even else float(steps.max()))
-    slack = step if exact else max(step, 0.05 * seconds)
-    if not promised and end < seconds - slack - 0.002: return f"it ends after {end:.1f} of {seconds:.1f} s; the file looks cut off"
+    end = float(times.max()) + (step if even or n < 3 else float(steps.max()))
+    missing = seconds - end - 0.002
+    if not promised and missing > (slack * step if slack else max(step, 0.05 * seconds)): return f"it ends after {end:.1f} of {seconds:.1f} s; the file looks cut off"
     return ""
 
 # %% ../nbs/01_video.ipynb #73834bec
@@ -151,11 +158,12 @@ def probe(
     "Look into a video file without decoding it. Raises `VideoReadError` where it cannot be opened; damage is told, not raised."
     with _opened(path) as (container, stream):
         times = np.array([np.nan if p.pts is None else float(p.pts * p.time_base) for p in container.demux(stream) if p.size])
-        seconds, exact = _seconds_promised(container, stream)
+        seconds, slack = _seconds_promised(container, stream)
         rate, promised = float(stream.average_rate or 0), stream.frames or 0
         return VideoInfo(str(path), stream.width, stream.height, rate, len(times), promised or round(seconds * rate),
-                         stream.codec_context.name, container.format.name, _damage(times, promised, seconds, exact))
+                         stream.codec_context.name, container.format.name, _damage(times, promised, seconds, slack, rate))
 
+# %% ../nbs/01_video.ipynb #f9d4bdc3
 def count_frames(
     path: str | os.PathLike,  # a video file
 ) -> int:                     # frames in it
@@ -194,12 +202,20 @@ def read_in_sequence(
     return np.stack([kept[int(i)] for i in indices])
 
 # %% ../nbs/01_video.ipynb #7a256207
+decord.logging.set_level(decord.logging.QUIET)  # what FFmpeg mutters about a broken file stands in our error, with its name
+
 @lru_cache(maxsize=4096)
 def _promise(path, size, modified):
-    "(frames or 0, seconds, exact, whether to read in sequence) as the header says; remembered until the file changes."
+    "(frames or 0, seconds, slack, rate, whether to read in sequence) as the header says; remembered until the file changes."
     with _opened(path) as (container, stream):
         in_sequence = not {"mp4", "matroska"} & set(container.format.name.split(","))
-        return (stream.frames or 0, *_seconds_promised(container, stream), in_sequence)
+        return (stream.frames or 0, *_seconds_promised(container, stream), float(stream.average_rate or 0), in_sequence)
+
+# %% ../nbs/01_video.ipynb #7a256208
+def _check_request(path, indices, size, backend):
+    if not indices: raise ValueError(f"{path}: no frame indices were given")
+    if backend not in ("decord", "pyav"): raise ValueError(f"backend must be 'decord' or 'pyav', not {backend!r}")
+    if size is not None and min(size) < 1: raise ValueError(f"size must be (height, width), both at least 1, not {size!r}")
 
 # %% ../nbs/01_video.ipynb #5a0e1c04
 def read_frames(
@@ -210,8 +226,7 @@ def read_frames(
 ) -> np.ndarray:                          # (len(indices), H, W, 3) uint8, RGB
     "Decode the frames at `indices`. Raises `VideoReadError` rather than return other frames than those asked for."
     indices = [int(i) for i in indices]
-    if not indices: raise ValueError(f"{path}: no frame indices were given")
-    if backend not in ("decord", "pyav"): raise ValueError(f"backend must be 'decord' or 'pyav', not {backend!r}")
+    _check_request(path, indices, size, backend)
     stat = _check_is_file(path)
     promise = _promise(str(path), stat.st_size, stat.st_mtime_ns)
     in_sequence = promise[-1] or backend == "pyav"
@@ -224,11 +239,13 @@ def _check_range(path, indices, n):
     if min(indices) < 0 or max(indices) >= n:
         raise VideoReadError(f"{path}: frames {min(indices)} to {max(indices)} were asked for, but it has {n} frames")
 
-def _read_with_decord(path, indices, promised, seconds, exact):
+# %% ../nbs/01_video.ipynb #4c0e223c
+def _read_with_decord(path, indices, *promise):
     try:
         reader = decord.VideoReader(str(path), num_threads=1, fault_tol=1e-6)
-        damage = _damage(reader.get_frame_timestamp(range(len(reader)))[:, 0], promised, seconds, exact)
-        if damage: raise VideoReadError(f"{path}: {damage}. Get the file again.")
+        times = reader.get_frame_timestamp(range(len(reader)))[:, 0]
+        if times.max() > 1e9: count_frames(path)  # decord knows no times here: this looks itself, and complains
+        elif damage := _damage(times, *promise): raise VideoReadError(f"{path}: {damage}. Get the file again.")
         _check_range(path, indices, len(reader))
         return reader.get_batch(indices).asnumpy()
     except VideoReadError: raise

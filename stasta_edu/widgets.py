@@ -565,7 +565,8 @@ def _heatmap(shares, labels, title, height, cmap, numbers=None):  # shares (n, n
 
 # %% ../nbs/16_widgets.ipynb #8bbe6c9c
 def _track_row(track, n, width):
-    lanes, curve = _lanes(track["segments"]), track["values"] is not None
+    def end(s): return max(s["end"], s["start"] + (_font().getlength(s["name"] + " * ") + 6) * n / width)  # of bar and name
+    lanes, curve = _lanes(track["segments"], end), track["values"] is not None
     height = 48 if curve else 18 * (1 + max(lanes, default=0))
     row = Image.new("RGB", (width, height + 15), "white")
     pen, x = ImageDraw.Draw(row), lambda t: t / n * (width - 1)
@@ -585,11 +586,11 @@ def _draw_curve(pen, track, n, x, y):
     if len(points) > 1: pen.line(points, "#0072B2", 2)
     for px, py in points: pen.ellipse([px - 2, py - 2, px + 2, py + 2], fill="#0072B2")
 
-def _lanes(segments):  # for each segment the first lane that is free
+def _lanes(segments, end):  # for each segment the first lane that is free
     ends, lanes = [], []
     for s in segments:
-        lane = next((i for i, end in enumerate(ends) if end <= s["start"]), len(ends))
-        ends[lane : lane + 1] = [s["end"]]
+        lane = next((i for i, taken in enumerate(ends) if taken <= s["start"]), len(ends))
+        ends[lane : lane + 1] = [end(s)]
         lanes.append(lane)
     return lanes
 
@@ -692,8 +693,9 @@ def film(
 
 # %% ../nbs/16_widgets.ipynb #64e04d54
 def _titled(picture, title):
-    page = Image.new("RGB", (picture.width, picture.height + 18), "white")
-    ImageDraw.Draw(page).text((1, 1), title or "clip", fill="black", font=_font(12))
+    title = title or "clip"
+    page = Image.new("RGB", (max(picture.width, math.ceil(_font(12).getlength(title)) + 2), picture.height + 18), "white")
+    ImageDraw.Draw(page).text((1, 1), title, fill="black", font=_font(12))
     page.paste(picture, (0, 18))
     return page
 
@@ -739,6 +741,7 @@ def footage(
     max_frames: int = 256,  # longer videos are thinned out, and the note says so
 ) -> Footage:
     "Frames and what is known about them, from any source."
+    if max_frames < 1: raise ValueError(f"max_frames must be at least 1, got {max_frames}")
     if isinstance(source, Footage): return source
     if isinstance(source, (str, Path)): return _from_file(source, max_frames)
     if hasattr(source, "actions") and hasattr(source, "masks"): return _from_short_clip(source)
@@ -788,7 +791,7 @@ class FrameScrubber(Player):
     ):
         it = footage(source, max_frames)
         tracks = [Track("short-term actions", segments=it.segments)] if it.segments else []
-        super().__init__([Panel(it.frames, layers)], tracks, fps or it.fps, title, it.note)
+        super().__init__([Panel(it.frames, layers)], tracks, it.fps if fps is None else fps, title, it.note)
 
 # %% ../nbs/16_widgets.ipynb #18222e5b
 def _field(maps, name, index):  # one clip's map out of a batch, as an array
@@ -820,7 +823,7 @@ class ImportanceView(Player):
         if field is not None: panels.append(Panel(it.frames, [Heat(field, "importance", it.clock(at), "diverging")], "for and against"))
         tracks = [Track("importance", curve, it.segments, it.clock(at), signed=True)]
         if it.segments: tracks.append(Track("short-term actions", segments=it.segments))
-        super().__init__(panels, tracks, fps or it.fps, title, it.note)
+        super().__init__(panels, tracks, it.fps if fps is None else fps, title, it.note)
 
 # %% ../nbs/16_widgets.ipynb #8d89c3ab
 class AttentionView(Player):
@@ -839,7 +842,7 @@ class AttentionView(Player):
         clock, asked = it.clock(at), A.mean(2).transpose(2, 0, 1) - 1 / A.shape[-1]  # (T, h, w), 0: an even share
         layers = [Heat(asked, "asked, beyond an even share", clock, "diverging", opacity=0.5)]
         tracks = [Track("short-term actions", segments=it.segments)] if it.segments else []
-        super().__init__([Panel(it.frames, layers, "clip", Matrix(A, "attention", clock))], tracks, fps or it.fps, title, it.note)
+        super().__init__([Panel(it.frames, layers, "clip", Matrix(A, "attention", clock))], tracks, it.fps if fps is None else fps, title, it.note)
 
 # %% ../nbs/16_widgets.ipynb #46d29217
 def _attention(maps, index):
@@ -896,7 +899,7 @@ class DisplacementView(Player):
         it = footage(source)
         layers = _motions(it, maps, index, it.clock(at), style)
         tracks = [Track("short-term actions", segments=it.segments)] if it.segments else []
-        super().__init__([Panel(it.frames, [layer], layer.title) for layer in layers], tracks, fps or it.fps, title, it.note)
+        super().__init__([Panel(it.frames, [layer], layer.title) for layer in layers], tracks, it.fps if fps is None else fps, title, it.note)
 
 # %% ../nbs/16_widgets.ipynb #3fc751ab
 def _boxes(model, video, target):  # occlusion without overlap: 64 forward passes, an answer within a second
@@ -1058,7 +1061,7 @@ class CompareView(Player):
         if not 2 <= len(things) <= 4: raise ValueError(f"two to four things can be compared, got {len(things)}")
         it = footage(source)
         shown = [_shown(it, name, thing, it.clock(at), video, target, classes) for name, thing in things.items()]
-        super().__init__(*_beside(it, shown), fps or it.fps, title, it.note)
+        super().__init__(*_beside(it, shown), it.fps if fps is None else fps, title, it.note)
 
 # %% ../nbs/16_widgets.ipynb #9cf7b492
 def _beside(it, shown):  # -> panels and tracks; the plain clip comes first where there is room
@@ -1096,12 +1099,12 @@ class ConfusionExplorer(Player):
         fps: float = 4,          # sampled frames a second
         max_size: int = 96,      # pixels of the longer side
     ):
-        p, cells = evaluation.logits.softmax(1), _cells(evaluation)
+        counts, p, cells = evaluation.confusion.tolist(), evaluation.logits.softmax(1), _cells(evaluation)
         panels = [Panel(footage(clips[i]).frames, (), f"clip {i}, {p[i, answer]:.0%} sure", group=f"{truth},{answer}")
                   for (truth, answer), found in cells.items() for i in found[:n_shown]]
         names = [str(c) for c in evaluation.classes]
         listed = [dict(key=f"{t},{a}", truth=names[t], answer=names[a], total=len(c), shown=min(n_shown, len(c))) for (t, a), c in cells.items()]
-        confusion = dict(classes=names, counts=evaluation.confusion.tolist(), cells=listed, selected=listed[0]["key"], label="confusion: rows are the truth, columns the answer")
+        confusion = dict(classes=names, counts=counts, cells=listed, selected=listed[0]["key"], label="confusion: rows are the truth, columns the answer")
         super().__init__(panels, (), fps, title, quality=75, max_size=max_size, confusion=confusion)
 
 # %% ../nbs/16_widgets.ipynb #f458ee63

@@ -18,7 +18,12 @@ import pytest
 import torch
 
 from stasta_edu.evaluation import Evaluation
-from stasta_edu.widgets import (AttentionView, ConfusionExplorer, GradCamView, Heat, Outline, Panel, Player, Segment, Track, Vectors, page_html, unpack_maps)
+from stasta_edu.short_actions import ShortActions
+from stasta_edu.stasta import stasta_tiny
+from stasta_edu.transforms import clip_transform
+from stasta_edu.video import segment_indices, write_video
+from stasta_edu.widgets import (AttentionView, CompareView, ConfusionExplorer, DisplacementView, FrameScrubber, GradCamView, Heat, ImportanceView, Outline, Panel,
+                                Player, Segment, Track, Vectors, page_html, unpack_maps)
 
 ROOT = Path(__file__).resolve().parents[1]
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -279,6 +284,7 @@ def test_a_cell_of_the_confusion_matrix_shows_its_clips(browser, tmp_path):
     page, watch = open_page(browser, ConfusionExplorer(Evaluation(logits, labels, ["a", EVIL, "c"]), clips).to_html(tmp_path / "confusion.html"))
     plotted(page)
     assert page.locator(".sta").get_attribute("data-cell") == "0,1" and page.locator(".sta canvas[role=img]").count() == 2
+    assert page.locator(".sta-classes li").all_inner_texts() == [f"{k}\n{name}" for k, name in enumerate(["a", EVIL, "c"])], "the numbers on the axes have names"
     before = pixels(page)
     cells = page.locator(".sta-confusion select option").evaluate_all("all => all.map(e => e.value)")
     box, mark = page.locator(".sta-heatmap").bounding_box(), page.locator(".sta-cell-mark").bounding_box()
@@ -318,6 +324,67 @@ def test_choices_without_a_kernel(browser, tmp_path):
     page.wait_for_function("k => document.querySelector('.sta').dataset.chosen === `${k}|Grad-CAM|layer4`", arg=other)
     assert kinds["method"].input_value() == "Grad-CAM"
     assert len(met | {pixels(page, 1)}) == 3 and watch.errors == [] and page.evaluate("window.hacked") is None
+    page.close()
+
+
+# ---------------------------------------------------------------- every view, of a real model over a clip with its truth
+
+@pytest.fixture(scope="module")
+def asked():
+    "A clip of ShortActions, the frames a model saw, the video as it takes it, the model and its maps."
+    torch.manual_seed(0)
+    clip = ShortActions("test", size=64, family="importance", length=4).clip(0)
+    at, model = segment_indices(len(clip.frames), 8).tolist(), stasta_tiny(num_classes=12, zero_init=False).eval()
+    video = clip_transform(64, short_side=64)(torch.from_numpy(clip.frames[at]).permute(0, 3, 1, 2))
+    return clip, at, video, model, model.maps(video[None])
+
+
+VIEWS = {
+    "scrubber of a clip": (1, lambda tmp, clip, at, video, model, maps: FrameScrubber(clip, title="clip")),
+    "scrubber of a file": (1, lambda tmp, clip, at, video, model, maps: FrameScrubber(write_video(tmp / "clip.mp4", clip.frames, 12), title="file")),
+    "scrubber of an item": (1, lambda tmp, clip, at, video, model, maps: FrameScrubber((video, 3), Heat(np.random.default_rng(0).uniform(size=(8, 4, 4))))),
+    "importance": (2, lambda tmp, clip, at, video, model, maps: ImportanceView(clip, maps, at)),
+    "attention": (1, lambda tmp, clip, at, video, model, maps: AttentionView(clip, maps, at)),
+    "displacement": (3, lambda tmp, clip, at, video, model, maps: DisplacementView(clip, maps, at)),
+    "colour wheel": (3, lambda tmp, clip, at, video, model, maps: DisplacementView(clip, maps, at, style="wheel")),
+    "Grad-CAM": (2, lambda tmp, clip, at, video, model, maps: GradCamView(model, video, clip, at)),
+    "comparison": (3, lambda tmp, clip, at, video, model, maps: CompareView(clip, {"a model with quite a long name": model, "b": torch.rand(8, 4, 4)}, at, video, classes=[f"class with a long name {k}" for k in range(12)])),
+}
+NAMELESS = """all => all.filter(e => !(e.getAttribute('aria-label') || e.closest('label') || e.textContent.trim())).map(e => e.outerHTML.slice(0, 80))"""
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("name", VIEWS)
+def test_every_view_steps_plays_is_dragged_and_named(browser, tmp_path, asked, name, scheme):
+    n_panels, make = VIEWS[name]
+    page, watch = open_page(browser, make(tmp_path, *asked).to_html(tmp_path / "view.html"), color_scheme=scheme)
+    canvases = page.locator(".sta-view canvas")
+    assert canvases.count() == n_panels
+    tops = canvases.evaluate_all("all => all.map(e => e.getBoundingClientRect().top)")
+    assert max(tops) - min(tops) < 1, "the pictures stand at one height, however long their titles are"
+    first = [pixels(page, k) for k in range(n_panels)]
+    page.locator(".sta-panels").focus()
+    page.keyboard.press("End")
+    last = frame(page)
+    assert last > 0 and all(a != b for a, b in zip(first, [pixels(page, k) for k in range(n_panels)]))
+    slider, box = page.locator(".sta-slider"), page.locator(".sta-slider").bounding_box()
+    page.mouse.move(box["x"] + box["width"] - 8, box["y"] + box["height"] / 2); page.mouse.down(); page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2); page.mouse.up()
+    assert abs(frame(page) - last / 2) <= 1 and slider.input_value() == str(frame(page))
+    for track in page.locator(".sta-track").all():
+        place = track.bounding_box()
+        track.click(position={"x": 0.25 * place["width"], "y": place["height"] / 2})
+        assert abs(frame(page) - (last + 1) / 4) <= 1, "a click on a track jumps there"
+    for box in page.locator(".sta-check input").all():
+        seen = canvases.evaluate_all("all => all.map(" + PIXELS + ")")
+        box.uncheck()
+        assert canvases.evaluate_all("all => all.map(" + PIXELS + ")") != seen, "an overlay can be taken away"
+        box.check()
+    page.keyboard.press("Home")
+    page.locator(".sta-play").click()
+    page.wait_for_function("document.querySelector('.sta').dataset.frame > 1")
+    page.locator(".sta-play").click()
+    assert page.locator(".sta button, .sta input, .sta select, .sta canvas, .sta [role=img]").evaluate_all(NAMELESS) == []
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth") and watch.errors == []
     page.close()
 
 

@@ -9,8 +9,10 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from stasta_edu import datasets
+from stasta_edu.backbone import tsn_tiny
 from stasta_edu.datasets import (AnnotationError, Charades, SomethingV1, SomethingV2, VideoFolder, VideoList, index_clips, list_pictures, read_clip,
                                  read_pictures, write_list, write_samples)
+from stasta_edu.training import DataLoaders, Learner, Recipe
 from stasta_edu.video import VideoReadError, write_video
 
 SAMPLES = Path(__file__).resolve().parents[1] / "data_samples"
@@ -129,6 +131,12 @@ def test_wrong_lines_of_charades(charades, old, new, reason):
     with pytest.raises(AnnotationError, match=reason): Charades(charades, "train")
 
 
+@pytest.mark.parametrize("text, reason", [("5", "labels.json:1: expected names"), ("null", "labels.json:1: expected names"), ('["a"]', "labels.json:1: expected names"), ("{", "labels.json:1: is broken JSON")])
+def test_wrong_labels_of_v2(v2, text, reason):
+    (v2 / "labels" / "something-something-v2-labels.json").write_text(text)
+    with pytest.raises(AnnotationError, match=reason): SomethingV2(v2, "train")
+
+
 def test_annotations_in_another_encoding(v1):
     place = v1 / "something-something-v1-train.csv"
     place.write_bytes(b"3;Closing it\n10;Clos\xe9\n")
@@ -158,6 +166,20 @@ def test_broken_clips_are_told_before_training(v1):
     assert {ds[1][1] for _ in range(30)} == {1, 2}  # another clip comes with its own label
     assert ds.skipped >= 30
     with pytest.raises(ValueError, match="nothing may be replaced in evaluation"): SomethingV1(v1, "train", train=False, on_error="skip")
+    ds.train, before = False, ds.skipped  # whoever turns a training set into one for evaluation
+    with pytest.raises(VideoReadError, match="item 1: "): ds[1]
+    assert ds.skipped == before
+
+
+def test_the_count_is_shown_at_the_end_of_the_epoch(v1, capfd):
+    (v1 / "20bn-something-something-v1" / "10" / "00004.jpg").unlink()
+    ds = SomethingV1(v1, "train", num_frames=2, on_error="skip", transform=lambda video: video[..., :32, :32] / 255)
+    with pytest.warns(UserWarning, match="picture 4 is missing"): valid = SomethingV1(v1, "train", num_frames=2, train=False, strict=False, transform=ds.transform)
+    learner = Learner(tsn_tiny(3), DataLoaders.from_datasets(ds, valid, 3), Recipe.short_actions(epochs=2, batch_size=3), device="cpu")
+    learner.fit()
+    counts = [record["skipped"] for record in learner.history]
+    assert 1 <= counts[0] < counts[1] == ds.skipped
+    assert f"{counts[1]} clips could not be read and were replaced" in capfd.readouterr().err
 
 
 def test_replaced_items_are_counted_over_all_workers(v1):
@@ -178,6 +200,19 @@ def test_reading_errors_name_file_and_index(tmp_path):
     with pytest.raises(VideoReadError, match="item 1: .*y.mp4"): VideoFolder(tmp_path)[1]
     (tmp_path / "a" / "x.mp4").unlink()
     with pytest.raises(VideoReadError, match="100 clips in a row"): VideoFolder(tmp_path, train=True, on_error="skip")[0]
+
+
+def test_class_folders_are_indexed_once(tmp_path, monkeypatch):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        write_video(tmp_path / name / "x.mp4", grey(8))
+    (tmp_path / "b" / "y.mp4").write_bytes((tmp_path / "b" / "x.mp4").read_bytes()[:300])
+    assert [VideoFolder(tmp_path).length(i) for i in (0, 1)] == [8, 8] and (tmp_path / ".stasta_index.json").exists()
+    calls, measured = [], datasets._measured
+    monkeypatch.setattr(datasets, "_measured", lambda path: calls.append(path.name) or measured(path))
+    ds = VideoFolder(tmp_path)
+    assert len(ds) == 3 and ds[1][0].shape == (8, 3, 32, 40) and calls == ["y.mp4"]  # what is broken is looked at again
+    with pytest.raises(VideoReadError, match="item 2: .*y.mp4"): ds[2]
 
 
 def test_indices_as_in_a_list(v1):
@@ -202,7 +237,7 @@ def test_memory_or_disk_give_the_same(v1):
 
 
 @pytest.mark.parametrize("text, reason", [("clip 12", "list.txt:1: expected"), ("clip twelve 0", "list.txt:1: expected"), ("clip 11 0", "list.txt:1: .*has 12 frames, not 11"),
-                                          ("gone 12 0", "list.txt:1: there is no"), ("clip 12 7", "list.txt:1: label 7, but there are 2 classes")])
+                                          ("gone 12 0", "list.txt:1: there is no"), ("clip 12 7", "list.txt:1: label 7, but there are 2 classes"), ("clip 12 99999999", "list.txt:1: expected")])
 def test_wrong_lists(tmp_path, text, reason):
     pictures(tmp_path / "clip", 12), pictures(tmp_path / "a clip with spaces", 5)
     (tmp_path / "list.txt").write_text(text + "\na clip with spaces 5 1\n")
@@ -265,7 +300,7 @@ def test_a_look_at_the_data(v1, charades):
     assert list(d.plot().data[0].x) == [1, 1, 1]
     assert Charades(charades, "test").describe().per_class == [1, 1, 0]
     page = Charades(charades, "test").show_batch(2, height=40)
-    assert page.height == 2 * (40 + 14 + 20) and page.width > 8 * 40
+    assert page.height == (40 + 16 + 20) + (40 + 16 + 6) and page.width > 8 * 40  # the second has no label
 
 
 def open_all(root):

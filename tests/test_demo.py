@@ -1,10 +1,12 @@
 "The main job from outside: `stasta-edu demo` in an empty folder, its report, and what happens when it cannot write."
+import ctypes
 import json
 import os
 import re
 import resource
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -84,6 +86,16 @@ def test_a_place_that_cannot_be_written(tmp_path):
     complains(run(["--steps", "1", "--out", "file/demo"], tmp_path), "file", "cannot write")
     complains(run(["--steps", "1", "--out", "file"], tmp_path), "file", "cannot write")
     assert (tmp_path / "file").read_text() == "I am a file" and len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="how to take the superuser's privilege away is known for Linux alone")
+def test_a_place_without_permission():
+    "The superuser may write everywhere; so the demo is run without that privilege (CAP_DAC_OVERRIDE), whoever runs the test."
+    libc = ctypes.CDLL(None)
+    with tempfile.TemporaryDirectory() as place:
+        os.chmod(place, 0o555)
+        complains(run(["--steps", "1"], place, preexec_fn=lambda: libc.prctl(24, 1, 0, 0, 0)), "cannot write", "ermission denied")
+        assert os.listdir(place) == []
 
 
 def test_a_full_disk(tmp_path):

@@ -1,5 +1,8 @@
 "What must hold for the model floors (05 to 10) and would be in the way in a notebook."
 import copy
+import importlib.util
+import json
+from pathlib import Path
 from unittest import mock
 from urllib.error import URLError
 
@@ -12,7 +15,7 @@ from torchvision.models.video import r2plus1d_18, r3d_18
 
 from stasta_edu.backbone import TSMResNet, temporal_shift, tsm_resnet18, tsm_tiny, tsn_tiny
 from stasta_edu.correlation import local_correlation, soft_argmax_displacement
-from stasta_edu.stasta import STASTA, inner_maps, plug_in, stasta_tiny
+from stasta_edu.stasta import STASTA, STASTABlock, inner_maps, plug_in, stasta_tiny
 
 COMBINATIONS = [(), ("st_afs_ff",), ("dm_ta",), ("st_afs_ff", "dm_ta"), ("dm_ta", "st_afs_ff")]
 
@@ -36,6 +39,7 @@ def speaking(**kw):  # a model whose block is not silent any more
     (torch.full((1, 8, 3, 32, 32), float("nan")), ValueError, "NaN"),
     (torch.full((1, 8, 3, 32, 32), float("inf")), ValueError, "infinite"),
     (torch.zeros(0, 8, 3, 32, 32), ValueError, "at least one clip"),
+    ([[0.5]], TypeError, "got list"),
 ])
 def test_bad_videos_are_named(video, error, words):
     with pytest.raises(error) as caught: stasta_tiny(num_classes=2).eval()(video)
@@ -46,6 +50,9 @@ def test_bad_videos_are_named(video, error, words):
     (dict(modules=("st_afs_ff", "tam")), "unknown module 'tam'"),
     (dict(modules=("dm_ta", "dm_ta")), "named once"),
     (dict(after="layer5"), "after='layer5'"),
+    (dict(alpha=0), "got alpha=0"),
+    (dict(radius=-1), "radius=-1"),
+    (dict(corr_channels=0), "corr_channels=0"),
     (dict(block="wide"), "unknown block 'wide'"),
     (dict(fold_div=64), "fold_div=64"),
     (dict(weights="IMAGENET1K_V1"), "the path of a .pth or .safetensors file"),
@@ -76,10 +83,31 @@ def test_one_step_of_training_reaches_every_parameter(modules):
 
 @pytest.mark.parametrize("modules", COMBINATIONS)
 def test_a_silent_block_changes_no_bit(modules):
-    model, plain = stasta_tiny(num_classes=5, modules=modules).eval(), tsm_tiny(num_classes=5).eval()
+    model, plain = stasta_tiny(num_classes=5, modules=modules, zero_init=True).eval(), tsm_tiny(num_classes=5).eval()
     plain.load_state_dict({k: v for k, v in model.state_dict().items() if not k.startswith("stasta.")})
     video = torch.randn(2, 8, 3, 64, 64)
     assert torch.equal(model(video), plain(video))
+
+
+@pytest.mark.parametrize("build", [stasta_tiny, lambda **kw: plug_in(resnet18(num_classes=5), num_frames=8, fast_channels=8, slow_channels=16, **kw)])
+def test_zero_init_decides_whether_the_block_learns_from_the_first_step(build):
+    for zero_init in (True, False):
+        torch.manual_seed(0)
+        model = build(zero_init=zero_init)
+        block = next(m for m in model.modules() if isinstance(m, STASTABlock))
+        model(torch.randn(2, 8, 3, 64, 64) if isinstance(model, STASTA) else torch.randn(16, 3, 64, 64)).square().sum().backward()
+        silent = [not p.grad.any() for name, p in block.named_parameters() if p.ndim > 1]
+        assert all(silent) if zero_init else not any(silent)
+        assert block.project[1].weight.grad.any() and not block.project[1].weight.any() == zero_init
+
+
+def test_zero_init_is_saved_and_older_folders_still_load(tmp_path):
+    model, video = stasta_tiny(num_classes=5, zero_init=False).eval(), torch.randn(1, 8, 3, 64, 64)
+    model.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config.pop("zero_init") is False
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert torch.equal(STASTA.from_pretrained(tmp_path)(video), model(video))
 
 
 def test_clips_keep_to_themselves_and_frames_do_not():
@@ -98,16 +126,17 @@ def test_without_shift_the_order_of_frames_is_lost():
 @pytest.mark.parametrize("T", [2, 8, 16, 32])
 @pytest.mark.parametrize("size", [(33, 47), (64, 40)])
 def test_any_length_and_size(T, size):
-    maps = speaking().eval().maps(torch.randn(2, T, 3, *size))
-    h, w = -(-size[0] // 8), -(-size[1] // 8)
+    model = speaking().eval()
+    maps, block = model.maps(torch.randn(2, T, 3, *size)), model.stasta
+    h, w = (-(-side // model.stride) for side in size)
     assert maps.logits.shape == (2, 5) and maps.logits.isfinite().all()
     assert maps.importance.shape == (2, T) and maps.importance_map.shape == (2, T, h, w)
     assert maps.attention.shape == (2, h, w, T, T)
     assert maps.displacement_slow.shape == (2, T // 2, 2, h, w) and maps.displacement_fast.shape == (2, T, 2, h, w)
-    assert maps.gate.shape == (2, T, 24) and maps.stride == 8 and maps.radius == 4
+    assert maps.gate.shape == (2, T, block.project[0].in_channels) and maps.stride == model.stride and maps.radius == block.tempo.radius
 
 
-@pytest.mark.parametrize("T", [1, 3, 8])
+@pytest.mark.parametrize("T", [1, 3, 8, 16, 32])
 def test_odd_numbers_of_frames_work_with_alpha_one(T):
     assert speaking(alpha=1).eval()(torch.randn(2, T, 3, 32, 32)).isfinite().all()
 
@@ -133,6 +162,13 @@ def test_saved_models_come_back_with_their_arguments(tmp_path):
     assert (again.num_frames, again.stasta.order, again.stasta.tempo.radius, again.dropout.p) == (4, ("dm_ta", "st_afs_ff"), 3, 0.1)
     with pytest.raises(ValueError, match="do not fit TSMResNet"): TSMResNet.from_pretrained(tmp_path)
     with pytest.raises(FileNotFoundError, match="no saved model here"): STASTA.from_pretrained(tmp_path / "typo")
+
+
+def test_weights_of_another_shape_are_named(tmp_path):
+    stasta_tiny(num_classes=5, radius=3).save_pretrained(tmp_path)
+    config = tmp_path / "config.json"
+    config.write_text(config.read_text().replace('"radius": 3', '"radius": 2'))
+    with pytest.raises(ValueError, match="do not fit STASTA as config.json describes it"): STASTA.from_pretrained(tmp_path)
 
 
 def test_bfloat16_autocast_stays_close():
@@ -168,13 +204,44 @@ def test_correlation_at_the_paper_s_size_agrees_with_shifts_in_float64():
         torch.testing.assert_close(corr[:, i, j].double(), oracle, atol=1e-6, rtol=0)
 
 
-@pytest.mark.parametrize("dx, dy", [(0, 0), (7, -7), (-5, 2), (3, 6), (-7, -1)])
-def test_a_shifted_picture_gives_its_shift(dx, dy):
-    a = F.normalize(torch.randn(1, 64, 28, 30), dim=1)
-    displacement, confidence = soft_argmax_displacement(local_correlation(a, a.roll((dy, dx), (2, 3)), 7))
-    inside = 7 * displacement[0, :, 7:-7, 7:-7]
-    assert (inside - torch.tensor([dx, dy]).view(2, 1, 1)).abs().max() < 0.1
-    torch.testing.assert_close(confidence[0, 0, 7:-7, 7:-7], torch.ones(14, 16))
+def surroundings(picture, k=5):  # (N, 1, H, W) -> (N, k*k, H, W): what is around each pixel, as features of length one
+    x = F.unfold(picture, k, padding=k // 2).unflatten(2, picture.shape[2:])
+    return F.normalize(x - x.mean(1, keepdim=True), dim=1)
+
+
+@pytest.mark.parametrize("what", ["features", "picture"])
+@pytest.mark.parametrize("dy", range(-7, 8))
+def test_a_shift_gives_its_displacement_over_the_whole_window(what, dy):
+    picture = torch.randn(1, 64, 34, 36) if what == "features" else torch.rand(1, 1, 34, 36)
+    describe = surroundings if what == "picture" else lambda x: F.normalize(x, dim=1)
+    shifts = [(dx, dy) for dx in range(-7, 8)]
+    a, b = (describe(torch.cat([picture.roll((y, x), (2, 3)) for x, y in both])) for both in ([(0, 0)] * 15, shifts))
+    displacement, confidence = soft_argmax_displacement(local_correlation(a, b, 7))
+    inside = slice(9, -9)  # the window and half the surroundings away from the border
+    error = 7 * displacement[..., inside, inside] - torch.tensor(shifts).view(15, 2, 1, 1)
+    assert error.abs().max() < 0.1
+    torch.testing.assert_close(confidence[..., inside, inside], torch.ones(15, 1, 16, 18))
+
+
+def test_a_plain_loop_in_float64_agrees_with_float32():
+    a, b = F.normalize(torch.randn(2, 2, 16, 6, 9), dim=2)
+    fast, (x, y) = local_correlation(a, b, 3), (a.double(), b.double())
+    for i in range(7):
+        for j in range(7):
+            for h in range(6):
+                for w in range(9):
+                    u, v = h + i - 3, w + j - 3
+                    oracle = (x[:, :, h, w] * y[:, :, u, v]).sum(1) if 0 <= u < 6 and 0 <= v < 9 else torch.zeros(2, dtype=torch.double)
+                    torch.testing.assert_close(fast[:, i, j, h, w].double(), oracle, atol=1e-6, rtol=0)
+
+
+def test_the_correlation_keeps_at_most_two_more_results_alive():
+    spec = importlib.util.spec_from_file_location("benchmark", Path(__file__).parents[1] / "benchmarks" / "correlation.py")
+    spec.loader.exec_module(benchmark := importlib.util.module_from_spec(spec))
+    a, b = (torch.randn(benchmark.SHAPE).to(memory_format=torch.channels_last).requires_grad_() for _ in "ab")
+    assert benchmark.extra_memory(local_correlation, a, b, benchmark.RADIUS, True) <= 2
+    assert benchmark.extra_memory(benchmark.shifts, a, b, benchmark.RADIUS, True) > 1.5, "the measure sees what is kept"
+    with torch.no_grad(): assert benchmark.extra_memory(local_correlation, a, b, benchmark.RADIUS, False) <= 2
 
 
 def test_shift_keeps_the_memory_order():

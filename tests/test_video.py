@@ -87,6 +87,27 @@ def test_cut_off_files_do_not_pass_as_short_clips(tmp_path, suffix, share):
         read_frames(cut, [0])
 
 
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv", ".webm"])
+def test_no_cut_leaves_a_clip_that_passes_for_a_shorter_one(tmp_path, suffix):
+    "At every third byte. Of H.264 in Matroska the last packet is a frame from further in front: it may have been dropped by the camera, and nobody can tell."
+    whole, cut = write_video(tmp_path / f"whole{suffix}", bar_clip(24), quality=40).read_bytes(), tmp_path / f"cut{suffix}"
+    counted, read = set(), set()
+    for size in range(1, len(whole), 3):
+        cut.write_bytes(whole[:size])
+        try: counted.add(count_frames(cut))
+        except VideoReadError: pass
+        try: read.add((len(read_frames(cut, [0])), probe(cut).num_frames))
+        except VideoReadError: pass
+    allowed = {23, 24} if suffix == ".mkv" else {24}
+    assert counted <= allowed and {n for _, n in read} <= allowed, (counted, read)
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv", ".webm", ".avi"])
+def test_short_clips_at_any_rate_are_no_damage(tmp_path, suffix):
+    for fps in (1, 5, 12, 24, 25, 30, 60):
+        for n in (1, 2, 3, 5): assert count_frames(write_video(tmp_path / f"short{suffix}", bar_clip(n), fps=fps)) == len(read_frames(tmp_path / f"short{suffix}", range(n))) == n
+
+
 def encoded(path, frames, codec="libx264", pix_fmt="yuv420p", times=None, rate=12, sound=0.0):
     "A file that `write_video` would not make. `times` in ticks of 1/120 s; `sound` in seconds."
     with av.open(str(path), "w") as container:
@@ -129,9 +150,28 @@ def test_sound_that_lasts_longer_is_no_damage(tmp_path, suffix):
 
 
 @pytest.mark.parametrize("name, codec, pix_fmt", [("grey.mp4", "libx264", "gray"), ("ten_bit.mp4", "libx264", "yuv420p10le"), ("ten_bit.mkv", "libx264", "yuv422p10le"),
-                                                  ("other.mkv", "mpeg4", "yuv420p"), ("stream.ts", "libx264", "yuv420p"), ("old.avi", "mpeg4", "yuv420p"), ("flash.flv", "libx264", "yuv420p")])
+                                                  ("other.mkv", "mpeg4", "yuv420p"), ("stream.ts", "libx264", "yuv420p"), ("old.avi", "mpeg4", "yuv420p"), ("camera.avi", "libx264", "yuv420p"), ("flash.flv", "libx264", "yuv420p")])
 def test_unusual_pixels_and_containers(tmp_path, name, codec, pix_fmt):
     agrees_with_the_numbers(encoded(tmp_path / name, bar_clip(12), codec, pix_fmt), 12, (11, 0, 6))
+
+
+def test_random_access_in_avi_is_right_where_decord_is_wrong(tmp_path):
+    path = encoded(tmp_path / "camera.avi", bar_clip(28))
+    agrees_with_the_numbers(path, 28, (27, 0, 13, 14))
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes here")
+def test_a_pipe_keeps_nobody_waiting(tmp_path):
+    os.mkfifo(tmp_path / "pipe.mp4")
+    code = "import sys; from stasta_edu.video import VideoReadError, read_frames\ntry: read_frames(sys.argv[1], [0])\nexcept VideoReadError as error: print(error)"
+    done = subprocess.run([sys.executable, "-c", code, tmp_path / "pipe.mp4"], capture_output=True, text=True, timeout=60)
+    assert "pipe.mp4: is no regular file" in done.stdout
+
+
+@pytest.mark.parametrize("wanted, text", [(dict(size=(0, 5)), "size must be"), (dict(backend="cv2"), "backend must be"), (dict(indices=[]), "no frame indices")])
+def test_wrong_requests(tmp_path, wanted, text):
+    path = write_video(tmp_path / "clip.mp4", bar_clip(4))
+    with pytest.raises(ValueError, match=text): read_frames(path, **{"indices": [0], **wanted})
 
 
 def test_one_frame_is_a_clip(tmp_path):
@@ -295,6 +335,9 @@ def test_failed_writes_leave_nothing(tmp_path):
         write_video(tmp_path / "a.mp4", bar_clip().astype(float))
     with pytest.raises(ValueError, match="cannot write"):
         write_video(tmp_path / "a.docx", bar_clip())
+    for wrong in (dict(fps=0), dict(fps=-1), dict(gop=0)):
+        with pytest.raises(ValueError, match="fps must be more than 0 and gop at least 1"):
+            write_video(tmp_path / "a.mp4", bar_clip(), **wrong)
     with pytest.raises(OSError):
         write_video(tmp_path / "nowhere" / "a.mp4", bar_clip())
     assert list(tmp_path.iterdir()) == []

@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
+from stasta_edu.stasta import stasta_tiny
 from stasta_edu.video import write_video
 from stasta_edu.evaluation import Evaluation
 from stasta_edu.explain import Evidence
@@ -164,6 +165,7 @@ def test_panels_must_share_a_time_line():
     with pytest.raises(ValueError, match="share one time line"): Player([Panel(CLIP), Panel(CLIP[:5])]).spec
     with pytest.raises(ValueError, match="at least one panel"): Player([]).spec
     with pytest.raises(ValueError, match="fps must be positive"): Player([Panel(CLIP)], fps=0).spec
+    with pytest.raises(ValueError, match="fps must be positive"): FrameScrubber(CLIP, fps=0).spec
 
 
 def test_labels_are_escaped():
@@ -397,9 +399,36 @@ def test_an_item_of_a_data_set_in_its_own_colours():
     with pytest.raises(ValueError, match="undo the normalisation"): footage(video)  # a bare tensor: nobody says how it was normalised
 
 
+@pytest.mark.parametrize("what", ["one frame", "grey", "all values missing"])
+@pytest.mark.parametrize("view", [ImportanceView, AttentionView, DisplacementView])
+def test_views_of_odd_clips_and_maps(view, what, tmp_path):
+    torch.manual_seed(0)
+    T = 1 if what == "one frame" else 4
+    maps = stasta_tiny(num_classes=3, alpha=1).eval().maps(torch.randn(1, T, 3, 32, 40))
+    if what == "all values missing": maps = SimpleNamespace(**{k: v * torch.nan if torch.is_tensor(v) else v for k, v in vars(maps).items()})
+    player = view(CLIP[:1] if T == 1 else CLIP[..., 0] if what == "grey" else CLIP, maps, None if T == 1 else [1, 4, 7, 10])
+    json.dumps(player.spec, allow_nan=False)
+    assert player.still().width > 0 and player.to_html(tmp_path / "view.html").stat().st_size > 10_000
+    assert player.to_gif(tmp_path / "view.gif", 32).exists() and probe(player.to_mp4(tmp_path / "view.mp4", 32)).num_frames == player.spec["n"]
+
+
+def test_a_limit_of_no_frames_is_refused():
+    with pytest.raises(ValueError, match="max_frames must be at least 1, got 0"): FrameScrubber(CLIP, max_frames=0)
+
+
+def test_long_titles_are_whole_in_films():
+    short, long = (next(film(Player([Panel(CLIP, title=title)]).spec, 32)) for title in ("a", "a model with quite a long name: its answer, 32%"))
+    assert long.width > 2 * short.width and np.asarray(long)[:18, short.width:].min() < 100, "the title goes on"
+
+
 def test_views_of_missing_values():
     maps = rng.uniform(size=(12, 4, 4))
     maps[3:5] = np.nan
     spec = CompareView(CLIP, {"some": maps, "none": np.full((12, 4, 4), np.nan), "curve": Track("c", [np.nan] * 12)}).spec
     json.dumps(spec, allow_nan=False)
     assert spec["tracks"][0]["values"] == [None] * 12
+
+
+def test_several_labels_a_clip_have_no_confusion_matrix():
+    several = Evaluation(torch.zeros(2, 3), torch.tensor([[1, 0, 1], [0, 1, 0]]), ["a", "b", "c"])
+    with pytest.raises(ValueError, match="one label a clip"): ConfusionExplorer(several, [np.zeros((4, 32, 32, 3), np.uint8)] * 2)

@@ -410,7 +410,7 @@ export function mount(host, spec, ask = null) {
 
   function fillStage() {
     const shown = panels.map((p) => p.element);
-    if (confusion) stage.replaceChildren(confusion.element, make("div", { class: "sta-cell-clips" }, confusion.heading, make("div", { class: "sta-panels" }, ...shown)));
+    if (confusion) stage.replaceChildren(confusion.element, make("div", { class: "sta-cell-clips" }, confusion.heading, make("div", { class: "sta-panels" }, ...shown), confusion.names));
     else stage.replaceChildren(...panels.flatMap((p) => (p.matrix ? [p.element, p.matrix.element] : [p.element])));
   }
 
@@ -429,6 +429,8 @@ export function mount(host, spec, ask = null) {
     const plain = !panel.title && !panel.choice && layers.every((l) => !l.spec.at);
     built.element = make("div", { class: "sta-panel" }, make("div", { class: "sta-main" }, ...(plain ? [] : [header]), view), side);
     built.element.style.setProperty("--sta-width", `${width}px`);
+    const sparse = layers.find((l) => l.spec.at); // room for the longest label, so that titles do not break anew while the clip plays
+    if (sparse) when.style.minWidth = `${`map of frame ${Math.max(...sparse.spec.at)}`.length}ch`;
     if (panel.matrix) built.matrix = matrixPanel(built, panel.matrix, view);
     canvas.addEventListener("pointerdown", () => stage.focus({ preventScroll: true }));
     return built;
@@ -497,6 +499,7 @@ export function mount(host, spec, ask = null) {
     const mark = make("i", { class: "sta-cell-mark" }), host = make("div", { class: "sta-matrix" }, plot, mark), side = matrix.classes.length, margin = { l: 34, r: 8, t: 4, b: 40 };
     const element = make("div", { class: "sta-confusion" }, make("div", { class: "sta-head" }, make("span", { class: "sta-name" }, "confusion"), make("span", { class: "sta-when" }, "click a cell")), host,
       make("label", { class: "sta-choice" }, make("span", {}, "cell"), select));
+    const key = side > 24 ? "" : make("ul", { class: "sta-classes", "aria-label": "Numbers of the classes" }, ...matrix.classes.map((name, i) => make("li", {}, make("b", {}, String(i)), make("span", {}, name))));
     let size = 0;
     async function paint() {
       const width = host.clientWidth;
@@ -534,7 +537,7 @@ export function mount(host, spec, ask = null) {
     });
     root.dataset.cell = matrix.selected; select.value = matrix.selected; head(matrix.cells.find((c) => c.key === matrix.selected));
     plots.push(paint);
-    return { element, heading };
+    return { element, heading, names: key };
   }
 
   function layerControls(built, layer) {
@@ -746,7 +749,10 @@ export function mount(host, spec, ask = null) {
   // -- layout: canvases at the screen's own resolution, tracks at their true width
   function layout() {
     if (!root.isConnected || !root.clientWidth) return;
-    const density = Math.min(3, globalThis.devicePixelRatio || 1);
+    const density = Math.min(3, globalThis.devicePixelRatio || 1), heads = [...stage.querySelectorAll(".sta-panel .sta-head")];
+    heads.forEach((head) => { head.style.minHeight = ""; }); // a title of two lines must not push its picture below the others
+    const tallest = Math.max(0, ...heads.map((head) => head.offsetHeight));
+    heads.forEach((head) => { head.style.minHeight = `${tallest}px`; });
     for (const p of panels) {
       const w = Math.round(p.canvas.clientWidth * density), h = Math.round(p.canvas.clientHeight * density);
       if (w && (p.canvas.width !== w || p.canvas.height !== h)) { p.canvas.width = w; p.canvas.height = h; }
