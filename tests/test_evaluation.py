@@ -248,7 +248,7 @@ def test_the_clips_that_went_most_wrong_are_shown(e):
     worst = e.top_losses(100)
     assert sorted(w.item for w in worst) == list(range(9)) and [w.loss for w in worst] == sorted((w.loss for w in worst), reverse=True)
     picture = e.plot_top_losses(TensorDataset(torch.randint(256, (9, 4, 3, 16, 20), dtype=torch.uint8), e.labels), 3, height=40)
-    assert picture.height == 3 * (40 + 14 + 8) and picture.width >= 4 * 50
+    assert picture.height == 3 * (40 + 16 + 8) and picture.width >= 4 * 50
     with pytest.raises(ValueError, match="of 9 clips, the data set has 8"): e.plot_top_losses(TensorDataset(torch.zeros(8, 4, 3, 16, 20)))
 
 

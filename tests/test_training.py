@@ -460,7 +460,7 @@ def test_results_are_shown_with_truth_and_answer(monkeypatch, several):
     said = []
     monkeypatch.setattr(training, "show_clips", lambda videos, captions, height: said.extend(captions) or show_clips(videos, captions, height))
     picture = learn.show_results(3, height=32)
-    assert picture.height == 3 * (32 + 14 + 8) and learn.model.training
+    assert picture.height == 3 * (32 + 16 + 8) and learn.model.training
     for item, caption in zip((0, 7, 14), said):
         true = [clips.classes[k] for k in (labels[item].nonzero().flatten().tolist() if several else [labels[item]])]
         assert caption.startswith(f"clip {item}. Truth: {'; '.join(true) or 'nothing'}. Answer: ")
