@@ -84,8 +84,9 @@ if __name__ == "__main__":
     for name, built in MODELS.items():
         models[name] = trained(built, dls, test.classes, options.seed)
         result = evaluate(models[name], dls.valid, test.classes)
-        precision[name] = dict(mean_ap=result.mean_ap, interval=result.interval(), by_random_order=result.chance)
-        with written_whole(options.out / f"{built}.safetensors") as part: save_file({k: v.half() if v.is_floating_point() else v for k, v in models[name].state_dict().items()}, part)
+        precision[name] = dict(mean_ap=result.mean_ap(), interval=result.interval(), by_random_order=result.chance)
+        with written_whole(options.out / f"{built}.safetensors") as part: save_file({k: (v.half() if v.is_floating_point() else v).contiguous() for k, v in models[name].state_dict().items()}, part)
+        (options.out / f"{built}.safetensors").chmod(0o644)
         print(f"{name}: {result.headline()}; {time.perf_counter() - start:.0f} s", flush=True)
     record = dict(models=MODELS, budget=BUDGET, seed=options.seed, command="python benchmarks/figure5.py", origin=origin(), precision=precision, scores=scored(models, test).to_lists())
     with written_whole(options.out / "results.json") as part: part.write_text(json.dumps(dict(record, seconds=round(time.perf_counter() - start))))
