@@ -16,10 +16,9 @@ import math
 import multiprocessing
 import os
 import platform
-import sys
 import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 
@@ -31,7 +30,7 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from .baselines import get_model, list_models, model_cost
-from .core import patch, written_whole
+from .core import written_whole
 from .evaluation import Evaluation, evaluate
 from .short_actions import STANDARD_BUDGET, VERSION, ShortActions
 from .stasta import PluggedBlock, STASTABlock
