@@ -8,6 +8,7 @@ __all__ = ['PROTOCOLS', 'TABLE_1', 'TABLE_2', 'Evaluation', 'fuse_views', 'score
            'paper_figure1']
 
 # %% ../nbs/13_evaluation.ipynb #c76929d4
+import atexit
 import html
 import json
 import os
@@ -23,6 +24,7 @@ from PIL import Image
 # %% ../nbs/13_evaluation.ipynb #13b0f001
 import torch
 from accelerate import Accelerator
+from accelerate.state import PartialState
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset, SequentialSampler
@@ -31,7 +33,7 @@ from torchmetrics.functional.classification import binary_average_precision, mul
 from .baselines import model_cost
 from .core import patch, written_whole
 from .datasets import ClipDataset
-from .training import in_words, show_clips
+from .training import _leave_group, in_words, show_clips
 from .transforms import eval_transform
 
 # %% ../nbs/13_evaluation.ipynb #bd02471f
@@ -273,7 +275,9 @@ def _clip_names(dataset):  # folder and file, where a data set has files: the sa
 # %% ../nbs/13_evaluation.ipynb #13b0f015
 @torch.no_grad()
 def _scores(model, loader, fuse, accelerator):  # (N, classes), (N,) or (N, classes); in the order of the data set
-    if accelerator is None and int(os.environ.get("WORLD_SIZE", 1)) > 1: accelerator = Accelerator(cpu=not torch.cuda.is_available())
+    if accelerator is None and int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        first, accelerator = not PartialState._shared_state, Accelerator(cpu=not torch.cuda.is_available())
+        if first: atexit.register(_leave_group, accelerator)  # as after training
     shared = accelerator is not None and accelerator.num_processes > 1
     if shared: model, loader = model.to(accelerator.device), accelerator.prepare_data_loader(loader)
     device, found = next(model.parameters()).device, []
