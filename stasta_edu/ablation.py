@@ -133,7 +133,7 @@ def build(
     layer.add_module("stasta", PluggedBlock(STASTABlock(shapes[0][1], **{**_BLOCK, **block}), num_frames))  # (B, C, T, h, w)
     return model.train()
 
-_BLOCK = dict(fast_channels=24, slow_channels=48, corr_channels=16, radius=4, motion_channels=(8, 16, 16), zero_init=False)  # as in `stasta_tiny`
+_BLOCK = dict(fast_channels=24, slow_channels=48, corr_channels=16, radius=4, motion_channels=(8, 16, 16), zero_init=False, silent_modules=True)  # as in `stasta_tiny`
 
 # %% ../nbs/14_ablation.ipynb #ab140011
 class Seen(Dataset):

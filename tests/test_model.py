@@ -2,6 +2,7 @@
 import copy
 import importlib.util
 import json
+from functools import partial
 from pathlib import Path
 from unittest import mock
 from urllib.error import URLError
@@ -24,8 +25,8 @@ COMBINATIONS = [(), ("st_afs_ff",), ("dm_ta",), ("st_afs_ff", "dm_ta"), ("dm_ta"
 def seed(): torch.manual_seed(0)
 
 
-def speaking(**kw):  # a model whose block is not silent any more
-    model = stasta_tiny(**{"num_classes": 5, **kw})
+def speaking(**kw):  # a model of which no part is silent any more
+    model = stasta_tiny(**{"num_classes": 5, "silent_modules": False, **kw})
     nn.init.normal_(model.stasta.project[1].weight)
     return model
 
@@ -89,7 +90,7 @@ def test_a_silent_block_changes_no_bit(modules):
     assert torch.equal(model(video), plain(video))
 
 
-@pytest.mark.parametrize("build", [stasta_tiny, lambda **kw: plug_in(resnet18(num_classes=5), num_frames=8, fast_channels=8, slow_channels=16, **kw)])
+@pytest.mark.parametrize("build", [partial(stasta_tiny, silent_modules=False), lambda **kw: plug_in(resnet18(num_classes=5), num_frames=8, fast_channels=8, slow_channels=16, **kw)])
 def test_zero_init_decides_whether_the_block_learns_from_the_first_step(build):
     for zero_init in (True, False):
         torch.manual_seed(0)
@@ -99,6 +100,20 @@ def test_zero_init_decides_whether_the_block_learns_from_the_first_step(build):
         silent = [not p.grad.any() for name, p in block.named_parameters() if p.ndim > 1]
         assert all(silent) if zero_init else not any(silent)
         assert block.project[1].weight.grad.any() and not block.project[1].weight.any() == zero_init
+
+
+@pytest.mark.parametrize("modules", COMBINATIONS[1:])
+def test_silent_modules_begin_as_none_and_join_in(modules):
+    model, plain, video = stasta_tiny(num_classes=5, modules=modules), stasta_tiny(num_classes=5, modules=()), torch.randn(4, 8, 3, 48, 48)
+    plain.load_state_dict({k: v for k, v in model.state_dict().items() if k in plain.state_dict()})
+    if "dm_ta" not in modules: torch.testing.assert_close(model.eval()(video), plain.eval()(video), atol=1e-5, rtol=1e-5)  # its gate is nearly closed, not shut
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    optimizer = torch.optim.SGD(model.train().parameters(), 0.1)
+    for _ in range(3):  # what stands in front of a silent layer waits for it
+        optimizer.zero_grad()
+        F.cross_entropy(model(video), torch.arange(4)).backward()
+        optimizer.step()
+    assert not [name for name, p in model.named_parameters() if p.ndim > 1 and torch.equal(p, before[name])]
 
 
 def test_zero_init_is_saved_and_older_folders_still_load(tmp_path):
