@@ -7,7 +7,7 @@ __all__ = ['inflate', 'tsn', 'tsm', 'displacement', 'separable', 'MotionSqueeze'
            'tcm', 'LearnedShift', 'MotionExcitation', 'TEA', 'tea', 'neighbour_differences', 'LongDifference', 'TDN',
            'tdn', 'TRN', 'trn_multiscale', 'NonLocal', 'Trunk3d', 'ResNet3d', 'i3d', 'nl_i3d', 'slow', 'SlowFast',
            'slowfast_r50', 'slowfast_r101', 'TorchvisionVideo', 'r3d_18', 'r2plus1d_18', 's3d', 'list_models',
-           'get_model', 'model_cost']
+           'get_model', 'model_cost', 'cost_of']
 
 # %% ../nbs/11_baselines.ipynb #b1a50004
 import difflib
@@ -692,7 +692,15 @@ def model_cost(
     **kw,                   # further arguments of the builder
 ) -> tuple[int, int]:       # parameters; multiply-accumulates for one clip
     "Count without computing."
-    with torch.device("meta"), FlopCounterMode(display=False) as counter:
-        model = get_model(name, num_classes, num_frames, **kw).eval()
-        model(torch.empty(1, num_frames, 3, size, size))
+    return cost_of(lambda: get_model(name, num_classes, num_frames, **kw), num_frames, size)
+
+def cost_of(
+    build,                # makes the model, without arguments
+    num_frames: int = 8,  # T of the clip
+    size: int = 224,      # height and width in pixels
+) -> tuple[int, int]:     # parameters; multiply-accumulates for one clip
+    "The same for any model, on tensors without content."
+    with torch.device("meta"):
+        model = build().eval()
+        with FlopCounterMode(display=False) as counter: model(torch.empty(1, num_frames, 3, size, size))
     return sum(p.numel() for p in model.parameters()), counter.get_total_flops() // 2

@@ -128,13 +128,14 @@ from script import learner
 
 class CtrlC:
     def after_step(self, learn):
-        print("STEP", learn.step, flush=True)
+        sys.stdout.write(f"STEP {learn.step}\\n")  # in one piece: the launcher runs python -u, where print writes word by word, and two processes write
         if sys.argv[3] == "one" and learn.step == 2 and learn.accelerator.process_index == 1: signal.raise_signal(signal.SIGINT)
+        if sys.argv[3] == "all": __import__("time").sleep(0.3)
 
 learn = learner(sys.argv[2])
 learn.callbacks.insert(0, CtrlC())
 learn.fit()
-print("STOPPED", learn.accelerator.process_index, learn.step, flush=True)
+sys.stdout.write(f"STOPPED {learn.accelerator.process_index} {learn.step}\\n")
 """
 
 
@@ -147,3 +148,17 @@ def test_ctrl_c_in_one_process_stops_both(tmp_path):
     done = launch(tmp_path / "stopping.py", tmp_path, tmp_path / "run", "one")
     assert done.returncode == 0 and stopped_at(done.stdout) == [["0", "3"], ["1", "3"]], done.stderr[-3000:]
     assert torch.load(tmp_path / "run" / "state" / "step-00000003.pt", weights_only=True)["step"] == 3
+
+
+def test_ctrl_c_at_the_terminal_saves_in_both_processes(tmp_path):
+    "The terminal signals the launcher and whoever is in its group; the launcher tells the processes."
+    (tmp_path / "script.py").write_text(SCRIPT)
+    (tmp_path / "stopping.py").write_text(STOPPING)
+    process = start(tmp_path / "stopping.py", tmp_path, tmp_path / "run", "all")
+    assert any(line.startswith("STEP 1") for line in process.stdout)
+    os.killpg(process.pid, signal.SIGINT)
+    out, err = process.communicate(timeout=120)
+    stopped = stopped_at(out)
+    assert [s[0] for s in stopped] == ["0", "1"] and stopped[0][1] == stopped[1][1], err[-3000:]
+    step = int(stopped[0][1])
+    assert step < 6 and torch.load(sorted((tmp_path / "run" / "state").iterdir())[-1], weights_only=True)["step"] == step
