@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
+from torch.nn.functional import adaptive_avg_pool2d
 
 from stasta_edu.ablation import origin
 from stasta_edu.baselines import get_model
@@ -64,7 +65,7 @@ def one_story(models, data, path):
     "Grad-CAM of all models for all classes of the first story about a fridge, as the paper's is: saved, and what else there is to know about it."
     i = next(i for i in range(len(data)) if any("fridge" in data.classes[k] for k in data.source.clip(i).label))
     clip, video = data.source.clip(i), data[i][0][None]
-    keep = {f"{name}|{label}": heat(model, video, label).half().contiguous() for name, model in models.items() for label in clip.label}
+    keep = {f"{name}|{label}": adaptive_avg_pool2d(heat(model, video, label), 16).half() for name, model in models.items() for label in clip.label}
     with written_whole(path) as part: save_file(keep, part)
     path.chmod(0o644)
     with torch.no_grad(): answers = {name: model(video)[0].sigmoid().tolist() for name, model in models.items()}
