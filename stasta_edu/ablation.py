@@ -17,6 +17,7 @@ import math
 import multiprocessing
 import os
 import platform
+import threading
 import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, field
@@ -276,11 +277,17 @@ def _finished(missing, wanted, plan, cache, workers, steps):  # yields runs as t
     if workers == 1:
         for k in missing: yield run_variant(*wanted[k], plan, cache, steps)
         return
-    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"), initializer=_leave_with_parent) as pool:
         futures = [pool.submit(run_variant, *wanted[k], plan, cache, steps) for k in missing]
         try:
             for done in as_completed(futures): yield done.result()
         finally: pool.shutdown(wait=False, cancel_futures=True)  # after Ctrl-C or an error the others need not begin
+
+def _leave_with_parent():  # a process that is killed leaves its workers behind, and they would go on for nobody
+    def watch():
+        multiprocessing.parent_process().join()
+        os._exit(1)
+    threading.Thread(target=watch, daemon=True).start()
 
 def _keep(runs, results, n, say):
     for i, run in enumerate(runs, 1):

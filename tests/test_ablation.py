@@ -10,6 +10,7 @@ import sys
 import time
 
 import numpy as np
+import psutil
 import pytest
 import torch
 
@@ -54,6 +55,29 @@ def test_two_workers_or_one_killed_or_not_the_same_numbers(tmp_path, cache):
     said = []
     resumed = run_plan(plan, tmp_path / "killed.jsonl", cache, workers=1, say=said.append)
     assert said[0].startswith(f"4 runs, {n} of them done") and numbers(resumed) == numbers(whole)
+
+
+def test_workers_leave_when_their_parent_is_killed(tmp_path, cache):
+    (tmp_path / "plan.yaml").write_text(PLAN.replace("epochs: 1", "epochs: 500"))
+    code = f"from stasta_edu.ablation import *\nif __name__ == '__main__': run_plan(read_plan({str(tmp_path / 'plan.yaml')!r}), {str(tmp_path / 'r.jsonl')!r}, {str(cache)!r}, workers=2)"
+    (tmp_path / "go.py").write_text(code)
+    process = subprocess.Popen([sys.executable, tmp_path / "go.py"], stdout=subprocess.DEVNULL, start_new_session=True)
+
+    def workers(): return [p for p in psutil.Process(process.pid).children() if "spawn_main" in " ".join(p.cmdline())]  # and not multiprocessing's tracker
+
+    wait_for(lambda: len(workers()) == 2)
+    time.sleep(5)  # past their imports
+    kept = workers()
+    process.kill()
+    process.wait()
+    wait_for(lambda: not any(p.is_running() and p.status() != psutil.STATUS_ZOMBIE for p in kept))
+
+
+def wait_for(what, seconds=60):
+    deadline = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
 
 
 def test_a_run_that_fails_loses_nothing(tmp_path, cache):
