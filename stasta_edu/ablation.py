@@ -392,13 +392,13 @@ def _cell(c):
 def plot_differences(
     runs: list[dict], names: list[str], than: str, family: str = "all", ax=None,
 ):                   # matplotlib axes
-    "One line a variant: the difference of each seed as a dot, the mean and its interval; blue where the interval excludes zero."
+    "One line a variant: the difference of each seed as a dot, the mean and its interval; blue where the interval excludes zero, and at least five seeds stand behind it."
     import matplotlib.pyplot as plt
     ax = ax or plt.subplots(figsize=(6.4, 0.5 + 0.36 * len(names)), dpi=90, layout="constrained")[1]
     for y, name in enumerate(names[::-1]):
         c = compare(runs, name, than, family)
         low, high = (100 * v for v in c.interval)
-        colour = "#0072B2" if low > 0 or high < 0 else "#777777"
+        colour = "#0072B2" if (low > 0 or high < 0) and len(c.seeds) >= 5 else "#777777"
         ax.plot(100 * np.array(c.differences), [y] * len(c.differences), "o", color=colour, ms=4, alpha=0.35, mew=0)
         ax.plot([low, high], [y, y], color=colour, lw=2)
         ax.plot(100 * c.difference, y, "D", color=colour, ms=6)

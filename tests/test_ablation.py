@@ -161,7 +161,7 @@ def test_names_are_escaped_and_missing_ones_named():
 def test_the_plans_of_the_project_are_sound():
     from pathlib import Path
     folder = Path(__file__).parents[1] / "benchmarks"
-    for name in ("ablation", "everyone", "learning_rate"):
+    for name in ("ablation", "beyond", "learning_rate"):
         plan = read_plan(folder / f"{name}.yaml")
         keys = [run_key(v, s, plan) for v, s in plan.runs]
         assert len(set(keys)) == len(keys) and len({v.name for v in plan.variants}) == len(plan.variants)
