@@ -135,11 +135,13 @@ def build(
     layer.add_module("stasta", PluggedBlock(STASTABlock(shapes[0][1], **{**_BLOCK, **block}), num_frames))  # (B, C, T, h, w)
     return model.train()
 
+# %% ../nbs/14_ablation.ipynb #ab1400f0
+_BLOCK = dict(fast_channels=24, slow_channels=48, corr_channels=16, radius=4, motion_channels=(8, 16, 16), zero_init=False, silent_modules=True)  # as in `stasta_tiny`
+
+# %% ../nbs/14_ablation.ipynb #ab1400f1
 def variant_cost(variant: Variant, budget: dict) -> tuple[int, int]:
     "Parameters, and multiply-accumulates for one clip of the budget's frames and size."
     return cost_of(lambda: build(variant, 12, budget["num_frames"]), budget["num_frames"], budget["size"])
-
-_BLOCK = dict(fast_channels=24, slow_channels=48, corr_channels=16, radius=4, motion_channels=(8, 16, 16), zero_init=False, silent_modules=True)  # as in `stasta_tiny`
 
 # %% ../nbs/14_ablation.ipynb #ab140011
 class Seen(Dataset):
@@ -289,6 +291,7 @@ def _leave_with_parent():  # a process that is killed leaves its workers behind,
         os._exit(1)
     threading.Thread(target=watch, daemon=True).start()
 
+# %% ../nbs/14_ablation.ipynb #ab1400c1
 def _keep(runs, results, n, say):
     for i, run in enumerate(runs, 1):
         with open(results, "a", encoding="utf-8") as file: file.write(json.dumps(run) + "\n")

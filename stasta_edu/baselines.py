@@ -7,7 +7,7 @@ __all__ = ['inflate', 'tsn', 'tsm', 'displacement', 'separable', 'MotionSqueeze'
            'tcm', 'LearnedShift', 'MotionExcitation', 'TEA', 'tea', 'neighbour_differences', 'LongDifference', 'TDN',
            'tdn', 'TRN', 'trn_multiscale', 'NonLocal', 'Trunk3d', 'ResNet3d', 'i3d', 'nl_i3d', 'slow', 'SlowFast',
            'slowfast_r50', 'slowfast_r101', 'TorchvisionVideo', 'r3d_18', 'r2plus1d_18', 's3d', 'list_models',
-           'get_model', 'model_cost', 'cost_of']
+           'get_model', 'cost_of', 'model_cost']
 
 # %% ../nbs/11_baselines.ipynb #b1a50004
 import difflib
@@ -684,16 +684,6 @@ def get_model(
     return build(num_classes, num_frames, weights, **fixed, **kw)
 
 # %% ../nbs/11_baselines.ipynb #b1a50089
-def model_cost(
-    name: str,              # one of `list_models()`
-    num_classes: int = 174,
-    num_frames: int = 8,    # T of the clip
-    size: int = 224,        # height and width in pixels
-    **kw,                   # further arguments of the builder
-) -> tuple[int, int]:       # parameters; multiply-accumulates for one clip
-    "Count without computing."
-    return cost_of(lambda: get_model(name, num_classes, num_frames, **kw), num_frames, size)
-
 def cost_of(
     build,                # makes the model, without arguments
     num_frames: int = 8,  # T of the clip
@@ -704,3 +694,14 @@ def cost_of(
         model = build().eval()
         with FlopCounterMode(display=False) as counter: model(torch.empty(1, num_frames, 3, size, size))
     return sum(p.numel() for p in model.parameters()), counter.get_total_flops() // 2
+
+# %% ../nbs/11_baselines.ipynb #b1a5008a
+def model_cost(
+    name: str,              # one of `list_models()`
+    num_classes: int = 174,
+    num_frames: int = 8,    # T of the clip
+    size: int = 224,        # height and width in pixels
+    **kw,                   # further arguments of the builder
+) -> tuple[int, int]:       # parameters; multiply-accumulates for one clip
+    "Count without computing."
+    return cost_of(lambda: get_model(name, num_classes, num_frames, **kw), num_frames, size)
