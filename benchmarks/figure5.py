@@ -1,6 +1,6 @@
 """Figure 5 of the paper, remade and scored: TRN, I3D, SlowFast and STASTA learn the stories of ShortActions, and Grad-CAM of each is held against the truth.
 
-`python benchmarks/figure5.py`, about twelve minutes on one core. Writes benchmarks/results/figure5/: results.json with the mean average precision of each model,
+`python benchmarks/figure5.py`, half an hour on one core beside other work. Writes benchmarks/results/figure5/: results.json with the mean average precision of each model,
 and for 200 stories the pointing game and the energy inside the mask of the actor that the explained class is about; and story.safetensors with the maps of one of
 these stories, for each of its classes, which notebook 16 shows."""
 import argparse

@@ -35,7 +35,7 @@ from .baselines import cost_of, get_model, list_models
 from .core import written_whole
 from .evaluation import Evaluation, evaluate
 from .short_actions import STANDARD_BUDGET, VERSION, ShortActions
-from .stasta import PluggedBlock, STASTABlock
+from .stasta import TINY_BLOCK, PluggedBlock, STASTABlock
 from .training import DataLoaders, Learner, Recipe
 from .transforms import clip_transform
 
@@ -125,18 +125,15 @@ def build(
 ) -> nn.Module:          # maps (B, T, 3, H, W) to logits
     "The network of a variant, freshly initialised."
     kw = dict(variant.kw)
-    block = {} if variant.block_after is None else {k: kw.pop(k) for k in list(kw) if k in _BLOCK}
+    block = {} if variant.block_after is None else {k: kw.pop(k) for k in list(kw) if k in TINY_BLOCK}
     model = get_model(variant.model, num_classes, num_frames, **kw)
     if variant.block_after is None: return model
     shapes, layer = [], model.get_submodule(variant.block_after)
     handle = layer.register_forward_hook(lambda module, args, out: shapes.append(out.shape))
     with torch.no_grad(): model.eval()(torch.zeros(1, num_frames, 3, 64, 64))
     handle.remove()
-    layer.add_module("stasta", PluggedBlock(STASTABlock(shapes[0][1], **{**_BLOCK, **block}), num_frames))  # (B, C, T, h, w)
+    layer.add_module("stasta", PluggedBlock(STASTABlock(shapes[0][1], **{**TINY_BLOCK, **block}), num_frames))  # (B, C, T, h, w)
     return model.train()
-
-# %% ../nbs/14_ablation.ipynb #ab1400f0
-_BLOCK = dict(fast_channels=24, slow_channels=48, corr_channels=16, radius=4, motion_channels=(8, 16, 16), zero_init=False, silent_modules=True)  # as in `stasta_tiny`
 
 # %% ../nbs/14_ablation.ipynb #ab1400f1
 def variant_cost(variant: Variant, budget: dict) -> tuple[int, int]:
